@@ -1,0 +1,126 @@
+//go:build linux
+
+// Package testutil has what the tests of several packages need: privilege, a host of their own, trees from one-line
+// specifications, and snapshots of what a test may leave behind.
+package testutil
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// isolatedEnv names the scratch directory of a test process that already has its own mount namespace.
+const isolatedEnv = "SYSCONTAINER_HOOKS_TEST_ISOLATED"
+
+// Main runs the tests of a package on a host of their own: a mount namespace whose root is an overlay of the machine's, so
+// that /.sharedpath, /run and /etc can be written as the hook writes them and nothing of it reaches the machine. The root is
+// shared, as systemd makes it. Without root the tests run where they are, and those that need root skip themselves.
+func Main(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		return m.Run()
+	}
+	scratch := os.Getenv(isolatedEnv)
+	if scratch == "" {
+		return reexec()
+	}
+	if err := ownRoot(scratch); err != nil {
+		fmt.Fprintln(os.Stderr, "testutil: own root:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// RequireRoot skips a test that needs root. With REQUIRE_ROOT=1, as in CI, a skip is a failure.
+func RequireRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("REQUIRE_ROOT") == "1" {
+		t.Fatal("needs root, and REQUIRE_ROOT=1 forbids to skip")
+	}
+	t.Skip("needs root")
+}
+
+func reexec() int {
+	scratch, err := os.MkdirTemp("", "testroot")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testutil:", err)
+		return 1
+	}
+	defer os.Remove(scratch)
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), isolatedEnv+"="+scratch)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testutil: reexec:", err)
+		return 1
+	}
+	return 0
+}
+
+// ownRoot makes an overlay of / the root of this mount namespace, which is already our own and private. Its upper layer is
+// a tmpfs on the empty directory base.
+func ownRoot(base string) error {
+	cwd, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	cache, err := os.UserCacheDir() // go build called by a test finds and keeps its cache
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("testroot", base, "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mount tmpfs: %w", err)
+	}
+	upper, work, root := filepath.Join(base, "u"), filepath.Join(base, "w"), filepath.Join(base, "r")
+	for _, d := range []string{upper, work, root} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("testroot", root, "overlay", 0, "lowerdir=/,upperdir="+upper+",workdir="+work); err != nil {
+		return fmt.Errorf("mount overlay: %w", err)
+	}
+	for _, d := range []string{"/proc", "/sys", "/dev", os.TempDir(), cache, cwd} {
+		if err := os.MkdirAll(root+d, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(d, root+d, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("bind %s: %w", d, err)
+		}
+	}
+	if err := unix.Mount("testrun", root+"/run", "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mount /run: %w", err)
+	}
+	// Both roots stacked on one directory, then the old one dropped: pivot_root(2), NOTES.
+	if err := os.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach the machine's root: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("make / shared: %w", err)
+	}
+	return os.Chdir(cwd)
+}
