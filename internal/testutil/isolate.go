@@ -19,13 +19,19 @@ import (
 // isolatedEnv names the scratch directory of a test process that already has its own mount namespace.
 const isolatedEnv = "SYSCONTAINER_HOOKS_TEST_ISOLATED"
 
-// Main runs the tests of a package on a host of their own: a mount namespace whose root is an overlay of the machine's, so
-// that /.sharedpath, /run and /etc can be written as the hook writes them and nothing of it reaches the machine. The root is
-// shared, as systemd makes it. Without root the tests run where they are, and those that need root skip themselves.
+// Main runs the tests of a package on a host of their own. Without root the tests run where they are, and those that need root
+// skip themselves.
 func Main(m *testing.M) int {
 	if os.Geteuid() != 0 {
 		return m.Run()
 	}
+	return OwnHost(m.Run)
+}
+
+// OwnHost calls run in a new process of the same program and arguments, as root, and returns its exit status. The process has a
+// mount namespace whose root is an overlay of the machine's, so that /.sharedpath, /run and /etc can be written as the hook
+// writes them and nothing of it reaches the machine. The root is shared, as systemd makes it.
+func OwnHost(run func() int) int {
 	scratch := os.Getenv(isolatedEnv)
 	if scratch == "" {
 		return reexec()
@@ -34,8 +40,11 @@ func Main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "testutil: own root:", err)
 		return 1
 	}
-	return m.Run()
+	return run()
 }
+
+// Isolated says whether this is the new process that OwnHost makes.
+func Isolated() bool { return os.Getenv(isolatedEnv) != "" }
 
 // RequireRoot skips a test that needs root. With REQUIRE_ROOT=1, as in CI, a skip is a failure.
 func RequireRoot(t testing.TB) {

@@ -1,0 +1,197 @@
+//go:build linux
+
+// Syscontainer-hooks is an OCI hook. At prestart it gives a system container back what was added to it while it ran before:
+// devices and shared host paths. At poststop it removes what the container leaves on the host.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit statuses, as the manual page lists them.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+const (
+	// defaultTimeout leaves a failing prestart time to take everything back before lcr kills it after 30 seconds.
+	defaultTimeout = 20 * time.Second
+	undoTimeout    = 5 * time.Second
+)
+
+// maxMessage is how long the line on standard error may be: some runtimes read the pipe only after we have ended.
+const maxMessage = 2000
+
+// version is set by the linker.
+var version = "unknown"
+
+// options is the command line.
+type options struct {
+	stage     string
+	logFile   string
+	recordDir string
+	timeout   time.Duration
+	relabel   bool
+	version   bool
+}
+
+func main() {
+	os.Exit((&program{}).run(os.Args, os.Stdin, os.Stderr))
+}
+
+// run is the program. It keeps to the contract of the command line: 2 for wrong usage, 1 for a prestart that failed and took
+// everything back, 0 for a poststop whatever happened.
+func (p *program) run(args []string, stdin io.Reader, stderr io.Writer) int {
+	opts, err := parseArgs(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil:
+		return exitUsage
+	case opts.version:
+		fmt.Fprintln(stderr, "syscontainer-hooks", version)
+		return exitOK
+	case opts.relabel:
+		fmt.Fprintln(stderr, "syscontainer-hooks: -with-relabel is not available yet")
+		return exitUsage
+	case opts.stage == "poststart":
+		return exitOK
+	}
+	if err := settle(); err != nil {
+		fmt.Fprintln(stderr, "syscontainer-hooks:", err)
+		return exitFailed
+	}
+	p.options = opts
+	stage, failure := p.prestart, exitFailed
+	ctx, cancel := context.WithTimeoutCause(context.Background(), opts.timeout,
+		fmt.Errorf("not done within %s; -timeout sets another limit", opts.timeout))
+	defer cancel()
+	if opts.stage == "poststop" {
+		stage, failure = p.poststop, exitOK
+		signal.Ignore(endSignals...)
+	} else {
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, endSignals...)
+		defer stop()
+	}
+	if err := p.bounded(ctx, stage, stdin); err != nil {
+		fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err)))
+		return failure
+	}
+	return exitOK
+}
+
+// endSignals end a prestart, after it has taken back what it did, and never a poststop.
+var endSignals = []os.Signal{unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGTERM}
+
+// settle makes the process independent of what the runtime, and through it the container's image, may have handed it.
+func settle() error {
+	os.Clearenv()
+	time.Local = time.UTC // and never the file that TZ names
+	unix.Umask(0o022)
+	signal.Ignore(unix.SIGPIPE)
+	if err := os.Chdir("/"); err != nil {
+		return fmt.Errorf("change to /: %w", err)
+	}
+	return nil
+}
+
+// bounded runs the stage and gives it up when even its undo has taken too long, as a system call on a dead file server does.
+// What it leaves is in the journal.
+func (p *program) bounded(ctx context.Context, stage func(context.Context, io.Reader) error, stdin io.Reader) error {
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				done <- fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		done <- stage(ctx, stdin)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(undoTimeout + time.Second):
+		return fmt.Errorf("given up: %w", context.Cause(ctx))
+	}
+}
+
+func parseArgs(args []string, stderr io.Writer) (options, error) {
+	var opts options
+	flags := flag.NewFlagSet("syscontainer-hooks", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&opts.logFile, "log", "", "set output log `file` instead of syslog")
+	flags.StringVar(&opts.stage, "state", "", "set hook `stage`: prestart, createRuntime, poststart or poststop")
+	flags.StringVar(&opts.recordDir, "record-dir", "", "`directory` of device_hook.json (default: the bundle)")
+	flags.DurationVar(&opts.timeout, "timeout", defaultTimeout, "time for the whole run, without taking back")
+	flags.BoolVar(&opts.relabel, "with-relabel", false, "enable oci relabel hook function (not available yet)")
+	flags.BoolVar(&opts.version, "version", false, "print the version and exit")
+	if len(args) > 0 {
+		args = args[1:]
+	}
+	if err := flags.Parse(args); err != nil {
+		return opts, err
+	}
+	if err := opts.check(flags.Args()); err != nil {
+		fmt.Fprintln(stderr, "syscontainer-hooks:", err)
+		flags.Usage()
+		return opts, err
+	}
+	return opts, nil
+}
+
+// check also makes the paths absolute: the process is about to leave its working directory.
+func (o *options) check(operands []string) (err error) {
+	if o.version {
+		return nil
+	}
+	switch o.stage {
+	case "prestart", "createRuntime", "poststart", "poststop":
+	default:
+		return fmt.Errorf("-state %.40q: want prestart, createRuntime, poststart or poststop", o.stage)
+	}
+	if len(operands) > 0 {
+		return fmt.Errorf("stray operand %.40q", operands[0])
+	}
+	if o.timeout <= 0 {
+		return fmt.Errorf("-timeout %s: want more than nothing", o.timeout)
+	}
+	for _, path := range []*string{&o.logFile, &o.recordDir} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oneLine keeps a message to a line of a bearable length. Its first line says what happened; the log has the rest.
+func oneLine(message string) string {
+	message, _, _ = strings.Cut(message, "\n\t")
+	message = strings.ReplaceAll(message, "\n", "; ")
+	if len(message) > maxMessage {
+		message = strings.ToValidUTF8(message[:maxMessage], "") + "…"
+	}
+	return message
+}

@@ -1,0 +1,270 @@
+//go:build linux
+
+// Package atroot works beneath a container's root directory, which its image and its processes may have filled with anything:
+// links to the host, mounts, FIFOs. The root is a handle, every path is resolved by the kernel inside it, and all that follows
+// happens on handles. Nothing that stands there already is ever opened otherwise than with O_PATH.
+package atroot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"isula.org/syscontainer-hooks/internal/eintr"
+)
+
+// ErrOccupied is the cause when something else stands where the container's path should be made.
+var ErrOccupied = errors.New("something else is there")
+
+// maxRetries bounds how often a resolution is tried again that a rename made uncertain (EAGAIN, openat2(2)).
+const maxRetries = 256
+
+// Owner is who owns what is made: the host's ids of the container's root user.
+type Owner struct{ UID, GID int }
+
+// Open gives an O_PATH handle on path beneath root. Links are followed inside root as if it were /; the last one too, unless
+// flags has O_NOFOLLOW. Magic links of procfs are not followed.
+func Open(root *os.File, path string, flags uint64) (*os.File, error) {
+	return openat2(root, path, flags, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
+}
+
+// OpenName gives an O_PATH handle on the entry name of dir itself, also when it is a link.
+func OpenName(dir *os.File, name string) (*os.File, error) {
+	return openat2(dir, name, unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+}
+
+func openat2(dir *os.File, path string, flags, resolve uint64) (*os.File, error) {
+	how := unix.OpenHow{Flags: flags | unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve}
+	for range maxRetries {
+		fd, err := eintr.Value(func() (int, error) { return unix.Openat2(int(dir.Fd()), path, &how) })
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			continue
+		case err != nil:
+			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), path)), nil
+	}
+	return nil, &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("the path keeps changing: %w", unix.EAGAIN)}
+}
+
+// Place is where a path's last component is or will be.
+type Place struct {
+	Anchor  *os.File // the deepest directory on the way that exists
+	Missing []string // the directories below it that have to be made, outermost first
+	Name    string   // the last component
+}
+
+// Locate resolves all but the last component of the absolute, clean path as far as it exists.
+func Locate(root *os.File, path string) (*Place, error) {
+	dir, name := filepath.Split(path)
+	place := &Place{Name: name}
+	for dir = filepath.Clean(dir); ; dir = filepath.Dir(dir) {
+		anchor, err := Open(root, dir, unix.O_DIRECTORY)
+		if err == nil {
+			place.Anchor = anchor
+			return place, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) || dir == "/" {
+			return nil, err
+		}
+		place.Missing = append([]string{filepath.Base(dir)}, place.Missing...)
+	}
+}
+
+// Made gives the absolute paths of the missing directories of path, outermost first.
+func (p *Place) Made(path string) []string {
+	var made []string
+	for dir := filepath.Dir(path); len(made) < len(p.Missing); dir = filepath.Dir(dir) {
+		made = append([]string{dir}, made...)
+	}
+	return made
+}
+
+// MakeParent makes the missing directories, mode 0755, and gives a handle on the last one. The anchor stays open.
+func (p *Place) MakeParent(owner Owner) (*os.File, error) {
+	dir, err := OpenName(p.Anchor, ".")
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range p.Missing {
+		next, err := Mkdir(dir, name, owner)
+		dir.Close()
+		if err != nil {
+			return nil, err
+		}
+		dir = next
+	}
+	return dir, nil
+}
+
+// Mkdir makes the directory name in dir, mode 0755, or takes the one that is there, and gives a handle on it.
+func Mkdir(dir *os.File, name string, owner Owner) (*os.File, error) {
+	err := asOwnerOnOverflow(owner, func() error { return unix.Mkdirat(int(dir.Fd()), name, 0o755) })
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, &fs.PathError{Op: "mkdir", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	made, openErr := openat2(dir, name, unix.O_NOFOLLOW|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+	if openErr != nil {
+		return nil, openErr
+	}
+	if err == nil {
+		if err := Own(made, owner, 0o755); err != nil {
+			made.Close()
+			return nil, err
+		}
+	}
+	return made, nil
+}
+
+// CreateFile makes the empty file name in dir.
+func CreateFile(dir *os.File, name string, owner Owner, mode uint32) error {
+	err := asOwnerOnOverflow(owner, func() error {
+		flags := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		fd, err := unix.Openat(int(dir.Fd()), name, flags, 0)
+		if err != nil {
+			return err
+		}
+		return unix.Close(fd)
+	})
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	f, err := OpenName(dir, name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return Own(f, owner, mode)
+}
+
+// Own sets the owner and the exact mode of an inode that the caller has just made.
+func Own(f *os.File, owner Owner, mode uint32) error {
+	if err := unix.Fchownat(int(f.Fd()), "", owner.UID, owner.GID, unix.AT_EMPTY_PATH); err != nil {
+		return &fs.PathError{Op: "chown", Path: f.Name(), Err: err}
+	}
+	err := unix.Fchmodat(int(f.Fd()), "", mode, unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.EOPNOTSUPP) { // fchmodat2(2) came with Linux 6.6; this /proc is the host's
+		err = unix.Chmod(fmt.Sprintf("/proc/thread-self/fd/%d", f.Fd()), mode)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "chmod", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// RemoveDirs removes the directories paths, outermost first, beneath root. One that is missing, in use or no longer empty
+// stays what it is: then it is not only ours any more. One whose file system is not dev is another one under the same name.
+func RemoveDirs(root *os.File, paths []string, dev uint64) error {
+	var errs []error
+	for i := len(paths) - 1; i >= 0; i-- {
+		parent, err := Open(root, filepath.Dir(paths[i]), unix.O_DIRECTORY)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue
+		}
+		if err == nil {
+			err = RemoveDir(parent, filepath.Base(paths[i]), dev)
+			parent.Close()
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveDir is RemoveDirs for the entry name of parent.
+func RemoveDir(parent *os.File, name string, dev uint64) error {
+	if stat, err := Stat(parent); err != nil || stat.Dev != dev {
+		return err
+	}
+	err := unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR)
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EBUSY),
+		errors.Is(err, unix.ENOTDIR):
+		return nil
+	default:
+		return &fs.PathError{Op: "rmdir", Path: filepath.Join(parent.Name(), name), Err: err}
+	}
+}
+
+// Stat is fstat(2) of a handle.
+func Stat(f *os.File) (*unix.Stat_t, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return &stat, nil
+}
+
+// StatName is lstat(2) of the entry name of dir; a missing one is fs.ErrNotExist.
+func StatName(dir *os.File, name string) (*unix.Stat_t, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), name, &stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	return &stat, nil
+}
+
+// CheckFileSystem refuses directories on the kernel's own file systems, where a name means something to the kernel. It tells
+// whether the mount forbids device nodes.
+func CheckFileSystem(dir *os.File) (nodev bool, err error) {
+	var statfs unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &statfs); err != nil {
+		return false, &fs.PathError{Op: "statfs", Path: dir.Name(), Err: err}
+	}
+	switch statfs.Type {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC,
+		unix.DEVPTS_SUPER_MAGIC, unix.SELINUX_MAGIC, unix.SECURITYFS_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC,
+		unix.BPF_FS_MAGIC, unix.NSFS_MAGIC:
+		return false, fmt.Errorf("%s: is on a file system of the kernel (magic %#x)", dir.Name(), statfs.Type)
+	}
+	return statfs.Flags&unix.ST_NODEV != 0, nil
+}
+
+// IsOverflow tells whether a file system refused to make an inode because the host's root user does not exist in it: one that
+// was mounted inside a user namespace. Device nodes do not work there at all.
+func IsOverflow(err error) bool { return errors.Is(err, unix.EOVERFLOW) }
+
+// asOwnerOnOverflow calls create, and once more as owner where the host's root user cannot make an inode.
+func asOwnerOnOverflow(owner Owner, create func() error) error {
+	if err := create(); !IsOverflow(err) {
+		return err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// setfsuid(2) concerns this thread alone and cannot report an error; what create answers tells.
+	_, _ = unix.SetfsgidRetGid(owner.GID)
+	_, _ = unix.SetfsuidRetUid(owner.UID)
+	defer func() {
+		_, _ = unix.SetfsuidRetUid(0)
+		_, _ = unix.SetfsgidRetGid(0)
+	}()
+	return create()
+}
+
+// CheckPath refuses what is no absolute, clean path of plain components: the form of a path in a record.
+func CheckPath(path string) error {
+	switch {
+	case len(path) >= unix.PathMax:
+		return fmt.Errorf("path of %d bytes is too long", len(path))
+	case !strings.HasPrefix(path, "/"):
+		return fmt.Errorf("path %q is not absolute", path)
+	case filepath.Clean(path) != path:
+		return fmt.Errorf("path %q is not clean", path)
+	case strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return fmt.Errorf("path %q has a control character", path)
+	}
+	for name := range strings.SplitSeq(path, "/") {
+		if len(name) > unix.NAME_MAX {
+			return fmt.Errorf("path %q has a component of more than %d bytes", path, unix.NAME_MAX)
+		}
+	}
+	return nil
+}

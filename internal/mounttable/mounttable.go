@@ -1,0 +1,146 @@
+//go:build linux
+
+// Package mounttable answers the questions that only /proc/<pid>/mountinfo answers: what a mount is, and with whom it shares
+// its mount events (mount_namespaces(7)).
+package mounttable
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Mount is one line of mountinfo, proc_pid_mountinfo(5), with the escapes of its paths undone.
+type Mount = mountinfo.Info
+
+// Table is a mount namespace's mounts in the order they were made.
+type Table []*Mount
+
+// Read parses mountinfo.
+func Read(r io.Reader) (Table, error) {
+	mounts, err := mountinfo.GetMountsFromReader(r, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read mount table: %w", err)
+	}
+	return mounts, nil
+}
+
+// Find gives the mount that the handle f stands on, nil when the table does not have it.
+func (t Table) Find(f *os.File) (*Mount, error) {
+	id, _, err := ID(f)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range t {
+		if m.ID == id {
+			return m, nil
+		}
+	}
+	return nil, nil
+}
+
+// PeerGroups gives the peer groups that have a member among the mounts.
+func (t Table) PeerGroups() map[int]bool {
+	groups := make(map[int]bool)
+	for _, m := range t {
+		if group := PeerGroup(m); group != 0 {
+			groups[group] = true
+		}
+	}
+	return groups
+}
+
+// PeerGroup gives the peer group that m sends its mount events to, 0 when it is not shared.
+func PeerGroup(m *Mount) int { return optional(m, "shared:") }
+
+// Master gives the peer group that m receives mount events from, 0 when it is no slave.
+func Master(m *Mount) int { return optional(m, "master:") }
+
+func optional(m *Mount, tag string) int {
+	for field := range strings.FieldsSeq(m.Optional) {
+		if value, ok := strings.CutPrefix(field, tag); ok {
+			if n, err := strconv.Atoi(value); err == nil {
+				return n
+			}
+		}
+	}
+	return 0
+}
+
+// Proc is a handle on the host's procfs. A thread inside a container's mount namespace reads its own mount table through it:
+// /proc there is whatever the container mounted.
+type Proc struct{ dir *os.File }
+
+// OpenProc opens the procfs of the namespace that the caller is in now.
+func OpenProc() (*Proc, error) {
+	dir, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Proc{dir}, nil
+}
+
+// Close closes the handle.
+func (p *Proc) Close() error { return p.dir.Close() }
+
+// RefuseShared makes sure that mounts on targets, which are in the mount namespace of this thread, appear nowhere else. One
+// that is made below a mount whose peers are on the host appears there as well, and stays when the container is gone.
+func (p *Proc) RefuseShared(targets []*os.File) error {
+	table, err := p.read("thread-self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var hostGroups map[int]bool
+	for _, target := range targets {
+		below, err := table.Find(target)
+		if err != nil {
+			return err
+		}
+		if below == nil {
+			return fmt.Errorf("%s: its mount is not in the container's mount namespace", target.Name())
+		}
+		group := PeerGroup(below)
+		if group == 0 {
+			continue
+		}
+		if hostGroups == nil {
+			host, err := p.read("self/mountinfo")
+			if err != nil {
+				return err
+			}
+			hostGroups = host.PeerGroups()
+		}
+		if hostGroups[group] {
+			return fmt.Errorf("%s: its mount %s is shared with the host, so the host would get the new mount too",
+				target.Name(), below.Mountpoint)
+		}
+	}
+	return nil
+}
+
+func (p *Proc) read(name string) (Table, error) {
+	fd, err := unix.Openat(int(p.dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: "/proc/" + name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	return Read(f)
+}
+
+// ID gives the mount that the handle stands on, and whether the handle is that mount's root. Since Linux 5.8.
+func ID(f *os.File) (id int, root bool, err error) {
+	var stat unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &stat); err != nil {
+		return 0, false, &os.PathError{Op: "statx", Path: f.Name(), Err: err}
+	}
+	if stat.Mask&unix.STATX_MNT_ID == 0 {
+		return 0, false, fmt.Errorf("statx %s: this kernel gives no mount id, Linux 5.8 does", f.Name())
+	}
+	return int(stat.Mnt_id), stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}

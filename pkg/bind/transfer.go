@@ -1,0 +1,294 @@
+//go:build linux
+
+package bind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"isula.org/syscontainer-hooks/internal/atomicfile"
+	"isula.org/syscontainer-hooks/internal/atroot"
+	"isula.org/syscontainer-hooks/internal/eintr"
+	"isula.org/syscontainer-hooks/internal/mounttable"
+)
+
+// Dir is where the transfer layout is, on the host and in every container.
+const Dir = "/.sharedpath"
+
+// maxStacked bounds how many mounts are taken off one transfer entry.
+const maxStacked = 64
+
+// Transfer is one container's part of the transfer layout on the host.
+type Transfer struct{ id string }
+
+// NewTransfer names the part of the container id, which has to be a plain file name.
+func NewTransfer(id string) (*Transfer, error) {
+	if id == "" || id == "." || id == ".." || filepath.Base(id) != id {
+		return nil, fmt.Errorf("container id %q is no file name", id)
+	}
+	return &Transfer{id}, nil
+}
+
+func (t *Transfer) masterPath() string { return filepath.Join(Dir, "master", t.id) }
+func (t *Transfer) midPath() string    { return filepath.Join(Dir, "midpath", t.id) }
+
+// Prepare makes the container's transfer directories, and the tmpfs for all containers if it is not there yet. What is there
+// already is checked and left alone; a tmpfs that does not propagate is made to. Other users of the host see none of it.
+func (t *Transfer) Prepare(ctx context.Context) error {
+	base, err := prepareBase(ctx)
+	if err != nil {
+		return fmt.Errorf("prepare %s: %w", Dir, err)
+	}
+	defer base.Close() // and with it the lock, which keeps two prestarts from mounting two tmpfs
+	master, err := prepareMaster(base)
+	if err != nil {
+		return fmt.Errorf("prepare %s/master: %w", Dir, err)
+	}
+	defer master.Close()
+	mid, err := atroot.Mkdir(base, "midpath", atroot.Owner{})
+	if err != nil {
+		return err
+	}
+	defer mid.Close()
+	for _, parent := range []*os.File{master, mid} {
+		dir, err := atroot.Mkdir(parent, t.id, atroot.Owner{})
+		if err != nil {
+			return err
+		}
+		dir.Close()
+	}
+	return nil
+}
+
+func prepareBase(ctx context.Context) (*os.File, error) {
+	if err := os.Mkdir(Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	base, err := atomicfile.OpenDir(Dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.LockDir(ctx, base); err != nil {
+		base.Close()
+		return nil, err
+	}
+	return base, nil
+}
+
+// prepareMaster gives a handle on the tmpfs, which it mounts unless it is there.
+func prepareMaster(base *os.File) (*os.File, error) {
+	master, err := atroot.Mkdir(base, "master", atroot.Owner{})
+	if err != nil {
+		return nil, err
+	}
+	_, mounted, err := mounttable.ID(master)
+	if err == nil && !mounted {
+		err = mountMaster(master)
+		master.Close()
+		if err != nil {
+			return nil, err
+		}
+		if master, err = atroot.Mkdir(base, "master", atroot.Owner{}); err != nil {
+			return nil, err
+		}
+	}
+	if err == nil {
+		err = checkMaster(master)
+	}
+	if err == nil {
+		// A no-op on a mount that is shared already.
+		err = unix.MountSetattr(int(master.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_SHARED})
+	}
+	if err != nil {
+		master.Close()
+		return nil, err
+	}
+	return master, nil
+}
+
+func mountMaster(dir *os.File) error {
+	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open tmpfs: %w", err)
+	}
+	defer unix.Close(context)
+	for _, option := range [][2]string{{"source", "tmpfs"}, {"size", "16m"}, {"mode", "0755"}} {
+		if err := unix.FsconfigSetString(context, option[0], option[1]); err != nil {
+			return fmt.Errorf("tmpfs option %s=%s: %w", option[0], option[1], err)
+		}
+	}
+	if err := unix.FsconfigCreate(context); err != nil {
+		return fmt.Errorf("create tmpfs: %w", err)
+	}
+	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("mount tmpfs: %w", err)
+	}
+	tree := os.NewFile(uintptr(fd), "tmpfs")
+	defer tree.Close()
+	return moveMount(tree, dir)
+}
+
+func checkMaster(master *os.File) error {
+	var statfs unix.Statfs_t
+	if err := unix.Fstatfs(int(master.Fd()), &statfs); err != nil {
+		return err
+	}
+	if statfs.Type != unix.TMPFS_MAGIC {
+		return fmt.Errorf("file system magic %#x where a tmpfs should be; unmount it", statfs.Type)
+	}
+	stat, err := atroot.Stat(master)
+	if err != nil {
+		return err
+	}
+	if stat.Uid != 0 || stat.Mode&0o022 != 0 {
+		return fmt.Errorf("owner %d, mode %04o: others than root can write it; unmount it", stat.Uid, stat.Mode&0o7777)
+	}
+	return nil
+}
+
+// export makes the transfer entry of spec for the source that f stands on, in both directories. An entry for that very source
+// stays as it is.
+func (t *Transfer) export(spec Spec, source *os.File) error {
+	mid, err := t.exportTo(t.midPath(), spec, source)
+	if err != nil {
+		return err
+	}
+	defer mid.Close()
+	master, err := t.exportTo(t.masterPath(), spec, mid)
+	if err != nil {
+		return err
+	}
+	return master.Close()
+}
+
+// exportTo mounts a copy of source on the entry in dir and gives a handle on that mount.
+func (t *Transfer) exportTo(dir string, spec Spec, source *os.File) (*os.File, error) {
+	parent, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer parent.Close()
+	entry, err := makeLike(parent, spec.entry(), source)
+	if err != nil {
+		return nil, err
+	}
+	_, mounted, err := mounttable.ID(entry)
+	if err != nil || mounted {
+		if err == nil && !sameInode(entry, source) {
+			err = fmt.Errorf("%s: %w: a mount of something else", entry.Name(), ErrOccupied)
+		}
+		if err != nil {
+			entry.Close()
+			return nil, err
+		}
+		return entry, nil
+	}
+	defer entry.Close()
+	tree, err := spec.clone(source)
+	if err != nil {
+		return nil, err
+	}
+	err = moveMount(tree, entry)
+	if err == nil && spec.private() { // what is mounted below a shared mount has become shared
+		err = unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	}
+	if err != nil {
+		tree.Close()
+		return nil, err
+	}
+	return tree, nil
+}
+
+// makeLike opens the entry name of the transfer directory parent; it makes a directory or an empty file when it is missing,
+// as source is one or the other.
+func makeLike(parent *os.File, name string, source *os.File) (*os.File, error) {
+	stat, err := atroot.Stat(source)
+	if err != nil {
+		return nil, err
+	}
+	if stat.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return atroot.Mkdir(parent, name, atroot.Owner{})
+	}
+	if err := atroot.CreateFile(parent, name, atroot.Owner{}, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	return atroot.OpenName(parent, name)
+}
+
+func sameInode(a, b *os.File) bool {
+	statA, errA := atroot.Stat(a)
+	statB, errB := atroot.Stat(b)
+	return errA == nil && errB == nil && statA.Dev == statB.Dev && statA.Ino == statB.Ino
+}
+
+// Remove unmounts the container's entries and removes them and both directories. It never goes below an entry: that is the
+// shared directory itself. What is gone already is no error.
+func (t *Transfer) Remove() error {
+	return errors.Join(removeEntries(t.masterPath()), removeEntries(t.midPath()))
+}
+
+func removeEntries(path string) error {
+	dir, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	errs := []error{err}
+	for _, name := range names {
+		errs = append(errs, removeEntry(dir, name))
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// removeEntry takes all mounts off the entry name of dir and removes it. The container may have replaced the entry with
+// anything: nothing is followed, nothing is opened, and a directory that is not empty stays.
+func removeEntry(dir *os.File, name string) error {
+	for range maxStacked {
+		f, err := atroot.OpenName(dir, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		_, mounted, err := mounttable.ID(f)
+		f.Close()
+		if err != nil {
+			return err
+		}
+		if !mounted {
+			return unlinkEntry(dir, name)
+		}
+		path := filepath.Join(dir.Name(), name)
+		err = eintr.Do(func() error { return unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+		if err != nil {
+			return &fs.PathError{Op: "unmount", Path: path, Err: err}
+		}
+	}
+	return fmt.Errorf("unmount %s/%s: still mounted after %d times", dir.Name(), name, maxStacked)
+}
+
+func unlinkEntry(dir *os.File, name string) error {
+	err := unix.Unlinkat(int(dir.Fd()), name, 0)
+	if errors.Is(err, unix.EISDIR) {
+		err = unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &fs.PathError{Op: "remove", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	return nil
+}

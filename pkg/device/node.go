@@ -1,0 +1,266 @@
+//go:build linux
+
+package device
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/selinux/go-selinux"
+	"golang.org/x/sys/unix"
+
+	"isula.org/syscontainer-hooks/internal/atroot"
+	"isula.org/syscontainer-hooks/internal/mounttable"
+)
+
+// ErrOccupied is the cause when a directory, or a mount of something else, stands at a node's path.
+var ErrOccupied = atroot.ErrOccupied
+
+// Node is a device node as it shall be in a container.
+type Node struct {
+	Path  string `json:"path"` // absolute, in the container
+	Type  Type   `json:"type"`
+	Major uint32 `json:"major"`
+	Minor uint32 `json:"minor"`
+	Mode  uint32 `json:"mode"` // permission bits
+	UID   int    `json:"uid"`  // as the host counts
+	GID   int    `json:"gid"`
+	Label string `json:"label,omitempty"` // SELinux label, "" for what the file system gives
+}
+
+// Container is where nodes are made.
+type Container struct {
+	Root     *os.File // the root directory as the container sees it; see open_by_handle_at(2) for O_PATH handles
+	MountNS  *os.File // its mount namespace, nil when it has ended and only the root file system is left
+	UID, GID int      // the host's ids of its root user, who owns the directories that are made
+}
+
+// Placement is what making one node changes. It can be kept as JSON, for a Remove by another process.
+type Placement struct {
+	Node
+	Dirs []string `json:"dirs,omitempty"` // directories to be made on the way, outermost first
+	Dev  uint64   `json:"dev"`            // the file system, stat(2)'s st_dev, of the directory they are made in
+	// Aside is the name, in the node's directory, under which the node is made when something else has its path. Both are
+	// exchanged; what was there waits under this name until Commit drops it or Remove puts it back.
+	Aside string `json:"aside,omitempty"`
+}
+
+// asidePrefix starts the name of what waits beside a node.
+const asidePrefix = ".syscontainer-hooks."
+
+// Create makes the nodes, or none of them. A node that is there already is left alone.
+func (c Container) Create(nodes ...Node) error {
+	placements, err := c.Plan(nodes)
+	if err == nil {
+		err = c.Place(placements)
+		if err == nil {
+			err = c.Commit(placements)
+		}
+		if err != nil {
+			err = errors.Join(err, c.Remove(placements))
+		}
+	}
+	return err
+}
+
+// Plan works out what has to change for the nodes to be there, and changes nothing. Missing directories are made. A link, a
+// FIFO, a file or another node at the path is replaced; a directory or a mount is ErrOccupied. A node that is there already,
+// and a mount of the same device such as a runtime makes in a user namespace, needs no placement.
+func (c Container) Plan(nodes []Node) ([]Placement, error) {
+	if err := checkNodes(nodes); err != nil {
+		return nil, err
+	}
+	dirs := newDirCache(c.Root)
+	defer dirs.close()
+	var placements []Placement
+	for _, node := range nodes {
+		placement, err := dirs.plan(node)
+		if err != nil {
+			return nil, fmt.Errorf("container path %s: %w", node.Path, err)
+		}
+		if placement != nil {
+			placements = append(placements, *placement)
+		}
+	}
+	return placements, nil
+}
+
+// checkNodes refuses what could only end in a surprise: paths that are not clean, that stand twice, or that contain another.
+func checkNodes(nodes []Node) error {
+	paths := make([]string, 0, len(nodes))
+	for _, node := range nodes {
+		if err := CheckPath(node.Path); err != nil {
+			return err
+		}
+		if node.Type != Char && node.Type != Block {
+			return fmt.Errorf("container path %s: unknown device type %q", node.Path, node.Type)
+		}
+		if node.Type == Char && node.Major == 0 && node.Minor == 0 {
+			return fmt.Errorf("container path %s: 0:0 is what overlayfs takes for a whiteout", node.Path)
+		}
+		paths = append(paths, node.Path)
+	}
+	slices.SortFunc(paths, func(a, b string) int { // "/a/b" right behind "/a", whatever "/a-" is
+		return strings.Compare(strings.ReplaceAll(a, "/", "\x00"), strings.ReplaceAll(b, "/", "\x00"))
+	})
+	for i := 1; i < len(paths); i++ {
+		if paths[i] == paths[i-1] || strings.HasPrefix(paths[i], paths[i-1]+"/") {
+			return fmt.Errorf("container paths %s and %s exclude each other", paths[i-1], paths[i])
+		}
+	}
+	return nil
+}
+
+// CheckPath tells whether path can be a node's path in a container: absolute, clean, without ":", which separates the parts of
+// a device in a record, and without control characters.
+func CheckPath(path string) error {
+	if err := atroot.CheckPath(path); err != nil {
+		return fmt.Errorf("container %w", err)
+	}
+	if path == "/" || strings.Contains(path, ":") {
+		return fmt.Errorf("container path %q cannot be a device's", path)
+	}
+	return nil
+}
+
+func (d *dirCache) plan(node Node) (*Placement, error) {
+	dir, err := d.locate(filepath.Dir(node.Path))
+	if err != nil {
+		return nil, err
+	}
+	placement := &Placement{Node: node, Dirs: dir.Made(node.Path), Dev: dir.dev}
+	if len(placement.Dirs) > 0 {
+		return placement, nil
+	}
+	name := filepath.Base(node.Path)
+	stat, err := atroot.StatName(dir.Anchor, name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return placement, nil
+	case err != nil:
+		return nil, err
+	case stat.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return nil, fmt.Errorf("%w: a directory", ErrOccupied)
+	}
+	mounted, err := isMount(dir.Anchor, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case mounted && node.isDevice(stat), node.is(stat):
+		return nil, nil
+	case mounted:
+		return nil, fmt.Errorf("%w: a mount", ErrOccupied)
+	}
+	placement.Aside = asidePrefix + rand.Text()[:16]
+	return placement, nil
+}
+
+// isDevice tells whether stat is a node for the same device, whatever its mode and owner.
+func (n *Node) isDevice(stat *unix.Stat_t) bool {
+	return stat.Mode&unix.S_IFMT == n.Type.format() && stat.Rdev == n.rdev()
+}
+
+// is tells whether stat is the node as it shall be.
+func (n *Node) is(stat *unix.Stat_t) bool {
+	return n.isDevice(stat) && stat.Mode&0o7777 == n.Mode && int(stat.Uid) == n.UID && int(stat.Gid) == n.GID
+}
+
+func (n *Node) rdev() uint64 { return unix.Mkdev(n.Major, n.Minor) }
+
+func isMount(dir *os.File, name string) (bool, error) {
+	f, err := atroot.OpenName(dir, name)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	_, root, err := mounttable.ID(f)
+	return root, err
+}
+
+// create makes the node under name, which must be free, in dir. It has its mode and owner before the name can open it, and is
+// looked at before either is set: the directory may be the container's to write.
+func (n *Node) create(dir *os.File, name string) error {
+	if err := unix.Mknodat(int(dir.Fd()), name, n.Type.format(), int(n.rdev())); err != nil {
+		return &fs.PathError{Op: "mknod", Path: filepath.Join(dir.Name(), name), Err: err}
+	}
+	f, err := atroot.OpenName(dir, name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	stat, err := atroot.Stat(f)
+	if err != nil {
+		return err
+	}
+	if !n.isDevice(stat) {
+		return fmt.Errorf("%s: %w: it was exchanged while the node was made", f.Name(), ErrOccupied)
+	}
+	if n.Label != "" {
+		err := selinux.LsetFileLabel(fmt.Sprintf("/proc/thread-self/fd/%d/%s", dir.Fd(), name), n.Label)
+		if err != nil && !errors.Is(err, unix.ENOTSUP) { // a file system mounted with context= has its own label
+			return fmt.Errorf("label %s: %w", f.Name(), err)
+		}
+	}
+	return atroot.Own(f, atroot.Owner{UID: n.UID, GID: n.GID}, n.Mode)
+}
+
+// dirCache resolves each directory once: most nodes go to /dev.
+type dirCache struct {
+	root *os.File
+	dirs map[string]*directory
+}
+
+type directory struct {
+	*atroot.Place
+	dev   uint64
+	nodev bool
+}
+
+func newDirCache(root *os.File) *dirCache { return &dirCache{root, make(map[string]*directory)} }
+
+func (d *dirCache) locate(path string) (*directory, error) {
+	if dir := d.dirs[path]; dir != nil {
+		return dir, nil
+	}
+	place, err := atroot.Locate(d.root, filepath.Join(path, "node"))
+	if err != nil {
+		return nil, err
+	}
+	dir := &directory{Place: place}
+	d.dirs[path] = dir
+	if dir.nodev, err = atroot.CheckFileSystem(place.Anchor); err != nil {
+		return nil, err
+	}
+	stat, err := atroot.Stat(place.Anchor)
+	if err != nil {
+		return nil, err
+	}
+	dir.dev = stat.Dev
+	return dir, nil
+}
+
+// make makes what is missing of the directory; afterwards its anchor is the directory itself.
+func (d *directory) make(owner atroot.Owner) error {
+	if len(d.Missing) == 0 {
+		return nil
+	}
+	made, err := d.MakeParent(owner)
+	if err != nil {
+		return err
+	}
+	d.Anchor.Close()
+	d.Anchor, d.Missing = made, nil
+	return nil
+}
+
+func (d *dirCache) close() {
+	for _, dir := range d.dirs {
+		dir.Anchor.Close()
+	}
+}
