@@ -276,3 +276,9 @@ func (c *Container) AllowedDevices() []string {
 	Fatal(c.tb, fmt.Errorf("process %d is in no v1 devices cgroup", c.Pid), "devices cgroup")
 	return nil
 }
+
+// CutOff tells whether the runtime makes all mounts of the container private after it has called the hook, so that no mount of
+// the host appears there any more: crun does unless the specification asks for another propagation of the root.
+func (c *Container) CutOff() bool {
+	return c.cfg.Stage != "" && c.cfg.Runtime.Name == "crun" && (c.cfg.RootfsPropagation == "" || c.cfg.RootfsPropagation == "rprivate")
+}
