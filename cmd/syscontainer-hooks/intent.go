@@ -18,7 +18,8 @@ type intent struct {
 	Binds    []bind.Attachment   `json:"binds,omitempty"`
 	Grant    *grant              `json:"grant,omitempty"`
 	Nodes    []device.Placement  `json:"nodes,omitempty"`
-	Done     bool                `json:"done,omitempty"` // the run has come to its end
+	Done     bool                `json:"done,omitempty"`    // the run has come to its end
+	Removed  bool                `json:"removed,omitempty"` // and what it did is being taken back
 }
 
 // grant is a permission for devices and the cgroup that has it.
@@ -28,7 +29,7 @@ type grant struct {
 	device.Grant
 }
 
-// mergeIntents adds up the journal's entries: the plan, and whether it came to its end.
+// mergeIntents adds up the journal's entries: the plan, and what became of it.
 func mergeIntents(entries []intent) intent {
 	var sum intent
 	for _, entry := range entries {
@@ -36,6 +37,7 @@ func mergeIntents(entries []intent) intent {
 			sum = entry
 		}
 		sum.Done = sum.Done || entry.Done
+		sum.Removed = sum.Removed || entry.Removed
 	}
 	return sum
 }

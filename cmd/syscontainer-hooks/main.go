@@ -84,9 +84,8 @@ func (p *program) run(args []string, stdin io.Reader, stderr io.Writer) int {
 		stage, failure = p.poststop, exitOK
 		signal.Ignore(endSignals...)
 	} else {
-		var stop context.CancelFunc
-		ctx, stop = signal.NotifyContext(ctx, endSignals...)
-		defer stop()
+		// Caught up to the very end: a signal that comes when all is done must not make it look undone.
+		ctx, _ = signal.NotifyContext(ctx, endSignals...) //nolint:govet // the process ends with it
 	}
 	if err := p.bounded(ctx, stage, stdin); err != nil {
 		fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err)))

@@ -139,7 +139,7 @@ func (p *program) end() {
 func (p *program) alreadyRestored() (bool, error) {
 	written := mergeIntents(p.journal.Entries)
 	if written.Instance != nil {
-		return written.Done && *written.Instance == p.container.Instance, nil
+		return written.Done && !written.Removed && *written.Instance == p.container.Instance, nil
 	}
 	base, err := p.transfer.PlanBase(p.bindContainer())
 	if err != nil || base != nil {
@@ -169,6 +169,11 @@ func (p *program) cleanUp(ctx context.Context) error {
 // takeBack runs the removal steps on what the journal lists.
 func (p *program) takeBack(ctx context.Context) error {
 	p.intent = mergeIntents(p.journal.Entries)
+	if p.intent.Done && !p.intent.Removed {
+		if err := p.journal.Append(intent{Removed: true}); err != nil {
+			return err
+		}
+	}
 	if p.container == nil && p.intent.Root != "" {
 		root, err := hostpath.Open(p.intent.Root)
 		switch {

@@ -1,0 +1,185 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"isula.org/syscontainer-hooks/internal/pipeline"
+	"isula.org/syscontainer-hooks/internal/testutil"
+)
+
+// faultEnv makes the test binary the hook itself, with a fault at a step: "kind:name of the step". With an empty value it is
+// the hook as it is.
+const faultEnv = "SYSCONTAINER_HOOKS_TEST_FAULT"
+
+func TestMain(m *testing.M) {
+	if fault, ok := os.LookupEnv(faultEnv); ok {
+		p := &program{}
+		if fault != "" {
+			p.interpose = func(steps []pipeline.Step) []pipeline.Step { return withFault(steps, fault) }
+		}
+		os.Exit(p.run(os.Args, os.Stdin, os.Stderr))
+	}
+	os.Exit(testutil.Main(m))
+}
+
+var errInjected = errors.New("injected fault")
+
+// withFault puts the fault before or after what the named step does.
+func withFault(steps []pipeline.Step, fault string) []pipeline.Step {
+	kind, name, _ := strings.Cut(fault, ":")
+	strike := func() error {
+		switch kind {
+		case "kill before", "kill after":
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		case "panic after":
+			panic(errInjected)
+		default:
+			return errInjected
+		}
+	}
+	for i := range steps {
+		if steps[i].Name != name {
+			continue
+		}
+		do := steps[i].Do
+		steps[i].Do = func(ctx context.Context) error {
+			if strings.HasSuffix(kind, " before") {
+				return strike()
+			}
+			if err := do(ctx); err != nil {
+				return err
+			}
+			return strike()
+		}
+	}
+	return steps
+}
+
+// result is what became of a hook process.
+type result struct {
+	code   int // -1 when a signal ended it
+	stderr string
+}
+
+// hook runs the program in a process of its own.
+func hook(t testing.TB, fault, stdin string, args ...string) result {
+	t.Helper()
+	cmd := hookCommand(t, fault, stdin, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return result{cmd.ProcessState.ExitCode(), stderr.String()}
+}
+
+func hookCommand(t testing.TB, fault, stdin string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	cmd.Env = []string{faultEnv + "=" + fault, "GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
+	cmd.Stdin = strings.NewReader(stdin)
+	return cmd
+}
+
+// scene is a container, what was added to it, and the host around it.
+type scene struct {
+	*testutil.Container
+	t      *testing.T
+	source string
+	log    string
+}
+
+// newScene lists in the record: devices with numbers that are right, one in a new directory, one in the place of another, one
+// on the root file system; shared paths, of a directory twice, of a file, of a directory that is to be made, in one another.
+func newScene(t *testing.T, userns bool) *scene {
+	testutil.RequireRoot(t)
+	s := &scene{Container: testutil.NewContainer(t, userns), t: t, source: t.TempDir()}
+	s.log = filepath.Join(t.TempDir(), "hook.log")
+	for _, dir := range []string{"d", "d/sub"} {
+		require.NoError(t, os.Mkdir(filepath.Join(s.source, dir), 0o755))
+	}
+	require.NoError(t, os.WriteFile(s.source+"/d/hello", []byte("hello"), 0o644))
+	require.NoError(t, os.WriteFile(s.source+"/f", []byte("file"), 0o644))
+	require.NoError(t, os.WriteFile(s.Root+"/mnt/occupied", []byte("of the image"), 0o600))
+	device := func(path, inContainer, access string, major, minor int) string {
+		return fmt.Sprintf(`{"Type":"c","Minor":%d,"Major":%d,"PathOnHost":%q,"PathInContainer":%q,"CgroupPermissions":%q,"Parent":""}`,
+			minor, major, path, inContainer, access)
+	}
+	record := fmt.Sprintf(`{"bindToAdd":["%[1]s/d:/mnt/d:rw","%[1]s/d:/mnt/new/d:rw","%[1]s/f:/etc/f:ro,rslave","%[1]s/made/here:/mnt/made",`+
+		`"%[1]s/f:/mnt/d/sub/f:ro,rslave"],"deviceToAdd":[%s]}`, s.source, strings.Join([]string{
+		device("/dev/zero", "/dev/zero", "rwm", 1, 5),
+		device("/dev/full", "/dev/new/full", "r", 1, 7),
+		device("/dev/null", "/mnt/occupied", "rw", 1, 3),
+		device("/dev/random", "/mnt/dev/random", "r", 1, 8),
+	}, ","))
+	require.NoError(t, os.WriteFile(filepath.Join(s.Bundle, "device_hook.json"), []byte(record), 0o600))
+	return s
+}
+
+func (s *scene) hook(fault, stage string) result {
+	s.t.Helper()
+	return hook(s.t, fault, s.State(), "-log", s.log, "-state", stage)
+}
+
+// host is all that the hook may change outside of the container's namespaces, and its cgroup.
+func (s *scene) host() map[string][]string {
+	s.t.Helper()
+	return map[string][]string{
+		"mounts": testutil.Mounts(s.t, "self"),
+		"files":  testutil.Tree(s.t, s.Bundle, s.source, "/.sharedpath/midpath", "/.sharedpath/master", journalDir),
+		"cgroup": s.Allowed(),
+	}
+}
+
+// inside is what the container sees.
+func (s *scene) inside() map[string][]string {
+	s.t.Helper()
+	var mounts []string
+	for _, line := range testutil.Mounts(s.t, fmt.Sprint(s.Pid)) {
+		if strings.HasPrefix(line, s.Root) {
+			mounts = append(mounts, line)
+		}
+	}
+	slices.Sort(mounts)
+	files := testutil.Tree(s.t, s.Path("/"), s.Path("/dev"), s.Path("/mnt/d"), s.Path("/mnt/made"))
+	for i := range files {
+		files[i] = strings.TrimPrefix(files[i], s.Path("/")) // it has the pid
+	}
+	return map[string][]string{"mounts": mounts, "files": files}
+}
+
+// warm makes what stays for all containers, so that snapshots do not differ by it.
+func warm(t *testing.T) {
+	t.Helper()
+	s := &scene{Container: testutil.NewContainer(t, false), t: t, log: filepath.Join(t.TempDir(), "log")}
+	require.Equal(t, result{}, s.hook("", "prestart"))
+	require.Equal(t, result{}, s.hook("", "poststop"))
+}
+
+func stepNames(steps []pipeline.Step) []string {
+	names := make([]string, len(steps))
+	for i, step := range steps {
+		names[i] = step.Name
+	}
+	return names
+}
