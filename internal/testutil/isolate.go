@@ -111,7 +111,11 @@ func ownRoot(base string) error {
 		if err := os.MkdirAll(root+d, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount(d, root+d, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		flags := uintptr(unix.MS_BIND)
+		if filepath.Dir(d) == "/" && d != os.TempDir() { // base itself is below the temporary directory
+			flags |= unix.MS_REC
+		}
+		if err := unix.Mount(d, root+d, "", flags, ""); err != nil {
 			return fmt.Errorf("bind %s: %w", d, err)
 		}
 	}

@@ -1,0 +1,280 @@
+//go:build linux
+
+package hookstate
+
+import (
+	"context"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/stretchr/testify/require"
+
+	"isula.org/syscontainer-hooks/internal/testutil"
+)
+
+func TestMain(m *testing.M) { os.Exit(testutil.Main(m)) }
+
+// Each runtime's dialect.
+func TestParseState(t *testing.T) {
+	t.Parallel()
+	for data, want := range map[string]State{
+		`{"ociVersion":"","id":"X","pid":777,"root":"/g/mnt/rootfs","bundle":"/g/engines/lcr/X"}`: {
+			ID: "X", Pid: 777, Root: "/g/mnt/rootfs", Bundle: "/g/engines/lcr/X",
+		},
+		`{"ociVersion":"1.0.2-dev","id":"X","status":"creating","pid":29094,"bundle":"/b","annotations":{"a":"b"}}`: {
+			ID: "X", Pid: 29094, Bundle: "/b",
+		},
+		`{"ociVersion":"1.0","id":"X","pid":3,"root":"rootfs","bundle":"/b","status":"created","annotations":{}}`: {
+			ID: "X", Pid: 3, Root: "rootfs", Bundle: "/b",
+		},
+		`{"id":"X","pid":-1,"bundlePath":"/b"}`:                        {ID: "X", Pid: -1, Bundle: "/b", BundlePath: "/b"},
+		`{"id":"` + strings.Repeat("a", 128) + `","status":"stopped"}`: {ID: strings.Repeat("a", 128)},
+	} {
+		got, err := ParseState([]byte(data))
+		require.NoError(t, err, data)
+		require.Equal(t, &want, got)
+	}
+	for _, data := range []string{
+		``, `null`, `[]`, `{`, `{}`, `{}{}`, `{"id":"a"}x`, `{"id":""}`, `{"id":"."}`, `{"id":".."}`, `{"id":"../.."}`,
+		`{"id":"a/b"}`, `{"id":"a\nb"}`, `{"id":"-a"}`, `{"id":"é"}`, `{"id":"` + strings.Repeat("a", 129) + `"}`,
+		`{"id":"a","ID":"b"}`, `{"id":"a","id":"b"}`, `{"id":"a","Root":"/"}`, `{"id":"a","pid":"1"}`, `{"id":"a","pid":1.5}`,
+		`{"id":"a","pid":99999999999999999999}`, `{"id":"a","bundle":"relative"}`, `{"id":5}`,
+	} {
+		_, err := ParseState([]byte(data))
+		require.Error(t, err, data)
+	}
+}
+
+func TestReadState(t *testing.T) {
+	t.Parallel()
+	_, err := ReadState(t.Context(), strings.NewReader(`{"id":"`+strings.Repeat("x", maxState)))
+	require.ErrorContains(t, err, "1 MiB")
+	r, w := io.Pipe() // never closed
+	defer w.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err = ReadState(ctx, r)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+func TestParseStat(t *testing.T) {
+	t.Parallel()
+	pid, state, start, err := parseStat([]byte("42 (a) R b) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1 1 1"))
+	require.NoError(t, err)
+	require.EqualValues(t, 42, pid)
+	require.EqualValues(t, 'S', state)
+	require.EqualValues(t, 12345, start)
+	for _, data := range []string{"", "1", "1 (x)", "x (y) S 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"} {
+		_, _, _, err := parseStat([]byte(data))
+		require.Error(t, err, data)
+	}
+}
+
+func TestMappedRoot(t *testing.T) {
+	t.Parallel()
+	id, err := mappedRoot([]specs.LinuxIDMapping{{ContainerID: 1, HostID: 5, Size: 2}, {ContainerID: 0, HostID: 7, Size: 1}})
+	require.NoError(t, err)
+	require.Equal(t, 7, id)
+	for name, mapping := range map[string]specs.LinuxIDMapping{
+		"no ids":         {ContainerID: 0, HostID: 100000, Size: 0},
+		"wraps":          {ContainerID: 0, HostID: 1<<32 - 1, Size: 2},
+		"none for root":  {ContainerID: 1, HostID: 100000, Size: 1},
+		"root of host":   {ContainerID: 0, HostID: 0, Size: 1},
+		"user is root":   {ContainerID: 5, HostID: 0, Size: 1},
+		"ends at no uid": {ContainerID: 0, HostID: 1<<32 - 2, Size: 2},
+	} {
+		_, err := mappedRoot([]specs.LinuxIDMapping{mapping})
+		require.Error(t, err, name)
+	}
+	_, err = mappedRoot(nil)
+	require.Error(t, err)
+}
+
+func TestCgroupPath(t *testing.T) {
+	t.Parallel()
+	const data = "9:name=systemd:/\n5:devices,freezer:/isulad/abc\n4:cpu:/a:b\n0::/unified\n"
+	for controller, want := range map[string]string{"devices": "/isulad/abc", "freezer": "/isulad/abc", "cpu": "/a:b", "": "/unified"} {
+		path, ok := cgroupPath([]byte(data), controller)
+		require.True(t, ok, controller)
+		require.Equal(t, want, path)
+	}
+	_, ok := cgroupPath([]byte(data), "blkio")
+	require.False(t, ok)
+}
+
+func TestMatchCgroup(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ path, configured, want string }{
+		{"/isulad/abc", "/isulad/abc", "/isulad/abc"},
+		{"/isulad/abc-1", "/isulad/abc", "/isulad/abc-1"},
+		{"/isulad/abc/own/sub", "/isulad/abc", "/isulad/abc"},
+		{"/outer/abc", "abc", "/outer/abc"},
+		{"/docker/x/isulad/abc", "/isulad/abc", "/docker/x/isulad/abc"},
+		{"/system.slice/isulad-abc.scope", "system.slice:isulad:abc", "/system.slice/isulad-abc.scope"},
+		{"/system.slice/isulad-abc.scope/container", "system.slice:isulad:abc", "/system.slice/isulad-abc.scope"},
+		{"/user.slice/abc.scope", "user.slice::abc", "/user.slice/abc.scope"},
+		{"/a.slice/abc.slice", "a.slice::abc.slice", "/a.slice/abc.slice"},
+		{"/abc", "", "/abc"},
+		{"/machine/libpod-abc.scope/x", "", "/machine/libpod-abc.scope"},
+	} {
+		got, err := matchCgroup(test.path, test.configured, "abc")
+		require.NoError(t, err, test)
+		require.Equal(t, test.want, got, test)
+	}
+	for _, test := range []struct{ path, configured string }{
+		{"/isulad/abcd", "/isulad/abc"},
+		{"/isulad/abc-1x", "/isulad/abc"},
+		{"/isulad/abc-", "/isulad/abc"},
+		{"/isulad/other", "/isulad/abc"},
+		{"/abc", "/isulad/abc"},
+		{"/../abc", "/abc"},
+		{"/../abc", ""},
+		{"/abc", "/../.."},
+		{"/abc", "a/../../abc"},
+		{"/abc", "//"},
+		{"/abc", "/"},
+		{"/abc", strings.Repeat("/abc", 2000)},
+		{"/x.slice/abc.scope", "x.slice:../..:y"},
+		{"/x.slice/abc.scope", "x.slice:abc"},
+		{"/x.slice/abc.scope", "x.slice::"},
+		{"/other", ""},
+	} {
+		_, err := matchCgroup(test.path, test.configured, "abc")
+		require.Error(t, err, test)
+	}
+}
+
+func openContainer(t *testing.T, c *testutil.Container) *Container {
+	t.Helper()
+	state, err := ParseState([]byte(c.State()))
+	require.NoError(t, err)
+	spec, err := LoadSpec(c.Bundle)
+	require.NoError(t, err)
+	opened, err := Open(state, spec)
+	require.NoError(t, err)
+	t.Cleanup(opened.Close)
+	return opened
+}
+
+func TestOpen(t *testing.T) {
+	testutil.RequireRoot(t)
+	for _, userns := range []bool{false, true} {
+		c := testutil.NewContainer(t, userns)
+		opened := openContainer(t, c)
+		require.Equal(t, []any{userns, c.RootID(), c.RootID()}, []any{opened.UserNS, opened.RootUID, opened.RootGID})
+		require.EqualValues(t, c.Pid, opened.Instance.Pid)
+		cgroup, err := opened.Cgroup("devices")
+		require.NoError(t, err)
+		require.Equal(t, c.Cgroup, cgroup.Path)
+		cgroup.Close()
+		_, err = opened.NetNS()
+		require.ErrorContains(t, err, "network namespace of the host")
+
+		c.Stop()
+		require.ErrorIs(t, opened.Alive(), ErrGone)
+		_, err = opened.Cgroup("devices")
+		require.ErrorIs(t, err, ErrGone)
+		first := opened.Instance
+		c.Start()
+		require.NotEqual(t, first, openContainer(t, c).Instance)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	testutil.RequireRoot(t)
+	c := testutil.NewContainer(t, false)
+	spec, err := LoadSpec(c.Bundle)
+	require.NoError(t, err)
+	for name, test := range map[string]struct {
+		state State
+		want  string
+	}{
+		"no pid":         {State{Pid: 0}, "not a pid"},
+		"stopped":        {State{Pid: -1}, "not a pid"},
+		"init":           {State{Pid: 1}, "not a pid"},
+		"too large":      {State{Pid: 1 << 31}, "not a pid"},
+		"own":            {State{Pid: int64(os.Getpid())}, "mount namespace of the host"},
+		"dead":           {State{Pid: 1 << 22}, "has ended"},
+		"root of host":   {State{Pid: int64(c.Pid), Root: "/"}, ""},
+		"no mount":       {State{Pid: int64(c.Pid), Root: c.Root + "/etc"}, "is no mount"},
+		"up and away":    {State{Pid: int64(c.Pid), Root: c.Root + "/../../"}, ""},
+		"other mount":    {State{Pid: int64(c.Pid), Root: "/proc"}, "not the directory"},
+		"missing":        {State{Pid: int64(c.Pid), Root: "/nowhere"}, "no such"},
+		"relative":       {State{Pid: int64(c.Pid), Root: ".", Bundle: c.Bundle}, "is no mount"},
+		"no such as yet": {State{Pid: int64(c.Pid), Root: c.Root + ":x"}, "no such"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Open(&test.state, spec)
+			require.ErrorContains(t, err, test.want)
+		})
+	}
+	mapped := *spec
+	mapped.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 1}}
+	_, err = Open(&State{Pid: int64(c.Pid)}, &mapped)
+	require.ErrorContains(t, err, "user namespace")
+}
+
+func TestOpenThread(t *testing.T) {
+	testutil.RequireRoot(t)
+	c := testutil.NewContainer(t, false)
+	spec, err := LoadSpec(c.Bundle)
+	require.NoError(t, err)
+	tasks, err := os.ReadDir("/proc/self/task")
+	require.NoError(t, err)
+	refused := 0
+	for _, task := range tasks {
+		var tid int64
+		for _, digit := range task.Name() {
+			tid = tid*10 + int64(digit-'0')
+		}
+		if int(tid) != os.Getpid() {
+			_, err := Open(&State{Pid: tid}, spec)
+			require.ErrorContains(t, err, "thread of another process")
+			refused++
+		}
+	}
+	require.Positive(t, refused)
+}
+
+func FuzzParseState(f *testing.F) {
+	f.Add([]byte(`{"ociVersion":"1.0","id":"X","pid":30941,"root":"rootfs","bundle":"/b","status":"created","annotations":{}}`))
+	f.Add([]byte(`{"id":"X","pid":-1,"bundlePath":"/b"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		state, err := ParseState(data)
+		if err == nil && (state.ID == "" || strings.ContainsAny(state.ID, "/\n\x00") || state.ID[0] == '.') {
+			t.Fatalf("id %q taken", state.ID)
+		}
+	})
+}
+
+func FuzzParseSpec(f *testing.F) {
+	f.Add([]byte(`{"root":{"path":"rootfs"},"linux":{"cgroupsPath":"/a","uidMappings":[{"containerID":0,"hostID":1,"size":2}]}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		spec, err := parseSpec(data)
+		if err != nil {
+			return
+		}
+		if id, err := mappedRoot(spec.Linux.UIDMappings); err == nil && id == 0 {
+			t.Fatal("mapped to the root user of the host")
+		}
+	})
+}
+
+func FuzzCgroup(f *testing.F) {
+	f.Add([]byte("5:devices:/isulad/abc\n0::/\n"), "/isulad/abc")
+	f.Add([]byte("5:devices:/x.slice/p-n.scope\n"), "x.slice:p:n")
+	f.Fuzz(func(t *testing.T, data []byte, configured string) {
+		path, ok := cgroupPath(data, "devices")
+		if !ok {
+			return
+		}
+		got, err := matchCgroup(path, configured, "id")
+		if err == nil && (!strings.HasPrefix(path, got) || strings.Contains(got, "..") && strings.Contains(got, "/../")) {
+			t.Fatalf("%q matched as %q", path, got)
+		}
+	})
+}
