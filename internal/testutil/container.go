@@ -96,7 +96,8 @@ func (c *Container) Start() {
 		`mkdir "$0/dev/shm" && echo ready && read -r end`
 	cmd := exec.Command("/bin/sh", "-c", script, c.Root)
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	// No Pdeathsig: it follows the thread that starts the process, and package mountns ends threads.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
 	if c.UserNS {
 		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: MapBase, Size: 65536}}
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER

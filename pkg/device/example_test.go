@@ -1,0 +1,59 @@
+//go:build linux
+
+package device_test
+
+import (
+	"fmt"
+	"log"
+	"os"
+
+	"isula.org/syscontainer-hooks/pkg/device"
+)
+
+func ExampleLookup() {
+	host, err := device.Lookup("/dev/null")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(host.Type, host.Major, host.Minor)
+	// Output: c 1 3
+}
+
+// Give a running container a device of the host: the node, and the permission to use it.
+func ExampleContainer_Create() {
+	host, err := device.Lookup("/dev/disk/by-id/data")
+	if err != nil {
+		log.Fatal(err)
+	}
+	dir, err := os.Open("/sys/fs/cgroup/devices/isulad/1f2e3d4c")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer dir.Close()
+	cgroup, err := device.OpenCgroup(dir)
+	if err != nil {
+		log.Fatal(err)
+	}
+	grant, err := cgroup.Plan([]device.Rule{
+		{Type: host.Type, Major: host.Major, Minor: host.Minor, Access: device.Read | device.Write},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := cgroup.Allow(grant); err != nil {
+		log.Fatal(err)
+	}
+
+	root, err := os.Open("/proc/4711/root")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer root.Close()
+	container := device.Container{Root: root}
+	err = container.Create(device.Node{
+		Path: "/dev/data", Type: host.Type, Major: host.Major, Minor: host.Minor, Mode: host.Mode,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+}
