@@ -17,6 +17,15 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testutil.Main(m)) }
 
+// trustedDir is not below the temporary directory, where everybody can put links.
+func trustedDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/srv", "test")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(dir, 0o755))
+	return dir
+}
+
 func ino(t *testing.T, path string) uint64 {
 	t.Helper()
 	var stat unix.Stat_t
@@ -26,7 +35,7 @@ func ino(t *testing.T, path string) uint64 {
 
 func TestOpen(t *testing.T) {
 	testutil.RequireRoot(t)
-	dir := "/srv/hostpath"
+	dir := trustedDir(t)
 	require.NoError(t, os.MkdirAll(dir+"/real/sub", 0o755))
 	require.NoError(t, os.MkdirAll(dir+"/user", 0o777))
 	require.NoError(t, os.Chown(dir+"/user", 1000, 1000))
@@ -63,8 +72,7 @@ func TestOpen(t *testing.T) {
 
 func TestMkdirAll(t *testing.T) {
 	testutil.RequireRoot(t)
-	dir := "/srv/mkdirall"
-	require.NoError(t, os.Mkdir(dir, 0o755))
+	dir := trustedDir(t)
 	require.NoError(t, os.Symlink("/etc", dir+"/link"))
 	f, made, err := MkdirAll(dir+"/a/b/", atroot.Owner{UID: 1000, GID: 1001})
 	require.NoError(t, err)

@@ -18,6 +18,15 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testutil.Main(m)) }
 
+// trustedDir is not below the temporary directory, where everybody can put links.
+func trustedDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/srv", "test")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(dir, 0o755))
+	return dir
+}
+
 func openContainer(t testing.TB, c *testutil.Container) device.Container {
 	t.Helper()
 	root, err := os.OpenFile(c.Path("/"), unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -48,8 +57,7 @@ func eachContainer(t *testing.T, test func(t *testing.T, c *testutil.Container))
 
 func TestLookup(t *testing.T) {
 	testutil.RequireRoot(t)
-	dir := "/srv/devices"
-	require.NoError(t, os.Mkdir(dir, 0o755))
+	dir := trustedDir(t)
 	require.NoError(t, os.Symlink("/dev/zero", dir+"/by-id"))
 	require.NoError(t, unix.Mknod(dir+"/block", unix.S_IFBLK|0o600, int(unix.Mkdev(259, 1<<19))))
 	require.NoError(t, os.Chown(dir+"/block", 7, 8))
