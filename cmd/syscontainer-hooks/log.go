@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"log/syslog"
 	"os"
@@ -20,13 +21,29 @@ func newLogger(file string) (*logrus.Logger, error) {
 		logger.AddHook(&syslogHook{formatter: &logrus.TextFormatter{DisableTimestamp: true, DisableColors: true}})
 		return logger, nil
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	logger.Out = f
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file", file)
+	}
+	logger.Out = bestEffort{f}
 	logger.Formatter = &logrus.TextFormatter{DisableColors: true, FullTimestamp: true}
 	return logger, nil
+}
+
+// bestEffort drops what cannot be written: a full disk must not make logrus write to standard error, where the runtime expects
+// one line.
+type bestEffort struct{ f *os.File }
+
+func (b bestEffort) Write(line []byte) (int, error) {
+	_, _ = b.f.Write(line)
+	return len(line), nil
 }
 
 // syslogHook sends lines to the host's syslog with the tag that its users filter for. It connects with the first line, since

@@ -139,7 +139,13 @@ func parseArgs(args []string, stderr io.Writer) (options, error) {
 	flags := flag.NewFlagSet("syscontainer-hooks", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&opts.logFile, "log", "", "set output log `file` instead of syslog")
-	flags.StringVar(&opts.stage, "state", "", "set hook `stage`: prestart, createRuntime, poststart or poststop")
+	flags.Func("state", "set hook `stage`: prestart, createRuntime, poststart or poststop", func(stage string) error {
+		if opts.stage != "" {
+			return errors.New("given twice")
+		}
+		opts.stage = stage
+		return nil
+	})
 	flags.StringVar(&opts.recordDir, "record-dir", "", "`directory` of device_hook.json (default: the bundle)")
 	flags.DurationVar(&opts.timeout, "timeout", defaultTimeout, "time for the whole run, without taking back")
 	flags.BoolVar(&opts.relabel, "with-relabel", false, "enable oci relabel hook function (not available yet)")

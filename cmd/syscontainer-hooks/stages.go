@@ -88,7 +88,7 @@ func (p *program) prestart(ctx context.Context, stdin io.Reader) error {
 	}
 	err = pipeline.Run(ctx, p.steps(p.restoreSteps()), undoTimeout, p.observe)
 	if err != nil && !p.undoFailed {
-		err = errors.Join(err, p.journal.Remove())
+		err = errors.Join(err, p.journal.Clear())
 	}
 	return err
 }
@@ -99,11 +99,10 @@ func (p *program) poststop(ctx context.Context, stdin io.Reader) error {
 		return err
 	}
 	defer p.end()
-	err := p.takeBack(ctx)
-	if err == nil {
-		err = p.journal.Remove()
+	if err := p.takeBack(ctx); err != nil {
+		return err
 	}
-	return err
+	return p.journal.Clear()
 }
 
 // begin does what all stages start with. From here on this is the only run for the container.
@@ -124,7 +123,13 @@ func (p *program) begin(ctx context.Context, stdin io.Reader) error {
 	return err
 }
 
+// end removes a journal that lists nothing any more.
 func (p *program) end() {
+	if len(p.journal.Entries) == 0 {
+		if err := p.journal.Remove(); err != nil {
+			p.log.Error("remove journal: ", err)
+		}
+	}
 	p.journal.Close()
 	if p.container != nil {
 		p.container.Close()
@@ -146,7 +151,7 @@ func (p *program) alreadyRestored() (bool, error) {
 		return false, nil // the plan will say what is wrong
 	}
 	p.log.Warn("the container has its shared paths already, but no journal: nothing is changed")
-	return true, p.journal.Remove()
+	return true, nil
 }
 
 // cleanUp takes back what an earlier run left: one that was killed, or a container that ended without a poststop.

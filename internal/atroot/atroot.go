@@ -41,17 +41,18 @@ func OpenName(dir *os.File, name string) (*os.File, error) {
 
 func openat2(dir *os.File, path string, flags, resolve uint64) (*os.File, error) {
 	how := unix.OpenHow{Flags: flags | unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve}
+	full := filepath.Join(dir.Name(), path)
 	for range maxRetries {
 		fd, err := eintr.Value(func() (int, error) { return unix.Openat2(int(dir.Fd()), path, &how) })
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			continue
 		case err != nil:
-			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+			return nil, &fs.PathError{Op: "open", Path: full, Err: err}
 		}
-		return os.NewFile(uintptr(fd), filepath.Join(dir.Name(), path)), nil
+		return os.NewFile(uintptr(fd), full), nil
 	}
-	return nil, &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("the path keeps changing: %w", unix.EAGAIN)}
+	return nil, &fs.PathError{Op: "open", Path: full, Err: fmt.Errorf("the path keeps changing: %w", unix.EAGAIN)}
 }
 
 // Place is where a path's last component is or will be.

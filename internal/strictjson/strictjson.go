@@ -1,6 +1,6 @@
 // Package strictjson decodes JSON that a second program, written in another language, reads as well. What two readers could
-// understand differently is an error: duplicate members, members that differ from a known one only in case, invalid UTF-8 and
-// anything behind the value. It is encoding/json/v2 plus the check of the case.
+// understand differently is an error: duplicate members, members that differ from a known one only in case, null for a string
+// or number, invalid UTF-8 and anything behind the value. It is encoding/json/v2 plus two checks.
 package strictjson
 
 import (
@@ -42,6 +42,8 @@ func checkNames(dec *jsontext.Decoder, t reflect.Type) error {
 		t = t.Elem()
 	}
 	switch kind := dec.PeekKind(); {
+	case kind == jsontext.KindNull && t.Kind() != reflect.Slice && t.Kind() != reflect.Struct && t.Kind() != reflect.Map:
+		return fmt.Errorf("%s: null where a value should be", dec.StackPointer())
 	case kind == jsontext.KindBeginObject && t.Kind() == reflect.Struct:
 		return checkObject(dec, t)
 	case kind == jsontext.KindBeginArray && t.Kind() == reflect.Slice:

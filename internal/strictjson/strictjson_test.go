@@ -31,7 +31,7 @@ func TestUnmarshalRefuses(t *testing.T) {
 	t.Parallel()
 	for name, data := range map[string]string{
 		"empty":               "",
-		"null":                "null",
+		"only null":           "null",
 		"array":               "[]",
 		"string":              `""`,
 		"torn":                "{",
@@ -46,6 +46,8 @@ func TestUnmarshalRefuses(t *testing.T) {
 		"case behind pointer": `{"ptr":{"MAJOR":1}}`,
 		"no value":            `{"name":}`,
 		"wrong type":          `{"name":5}`,
+		"null":                `{"name":null}`,
+		"null inside":         `{"inner":[{"Major":null}]}`,
 		"object for array":    `{"inner":{}}`,
 		"invalid UTF-8":       "{\"name\":\"\xff\"}",
 		"deep":                strings.Repeat(`{"x":`, 20000) + "1" + strings.Repeat("}", 20000),

@@ -231,7 +231,7 @@ func checkTarget(stat *unix.Stat_t, isDir bool) error {
 		return fmt.Errorf("container path: %w: a symbolic link", ErrOccupied)
 	case isDir && format != unix.S_IFDIR:
 		return fmt.Errorf("container path: %w: no directory, but the host path is one", ErrOccupied)
-	case !isDir && format != unix.S_IFREG && format != unix.S_IFSOCK:
+	case !isDir && format != unix.S_IFREG:
 		return fmt.Errorf("container path: %w: no file, but the host path is one", ErrOccupied)
 	}
 	return nil
