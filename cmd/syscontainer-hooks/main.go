@@ -164,7 +164,7 @@ func parseArgs(args []string, stderr io.Writer) (options, error) {
 	return opts, nil
 }
 
-// check also makes the paths absolute: the process is about to leave its working directory.
+// check also makes the log's path absolute: the process is about to leave its working directory.
 func (o *options) check(operands []string) (err error) {
 	if o.version {
 		return nil
@@ -180,15 +180,13 @@ func (o *options) check(operands []string) (err error) {
 	if o.timeout <= 0 {
 		return fmt.Errorf("-timeout %s: want more than nothing", o.timeout)
 	}
-	for _, path := range []*string{&o.logFile, &o.recordDir} {
-		if *path == "" {
-			continue
-		}
-		if *path, err = filepath.Abs(*path); err != nil {
-			return err
-		}
+	if o.recordDir != "" && !filepath.IsAbs(o.recordDir) {
+		return fmt.Errorf("-record-dir %.200q: want an absolute path, each runtime has another working directory", o.recordDir)
 	}
-	return nil
+	if o.logFile != "" {
+		o.logFile, err = filepath.Abs(o.logFile)
+	}
+	return err
 }
 
 // oneLine keeps a message to a line of a bearable length. Its first line says what happened; the log has the rest.
