@@ -50,12 +50,12 @@ type options struct {
 }
 
 func main() {
-	os.Exit((&program{}).run(os.Args, os.Stdin, os.Stderr))
+	os.Exit((&program{}).run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run is the program. It keeps to the contract of the command line: 2 for wrong usage, 1 for a prestart that failed and took
 // everything back, 0 for a poststop whatever happened.
-func (p *program) run(args []string, stdin io.Reader, stderr io.Writer) int {
+func (p *program) run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	opts, err := parseArgs(args, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -63,7 +63,7 @@ func (p *program) run(args []string, stdin io.Reader, stderr io.Writer) int {
 	case err != nil:
 		return exitUsage
 	case opts.version:
-		fmt.Fprintln(stderr, "syscontainer-hooks", version)
+		fmt.Fprintln(stdout, "syscontainer-hooks", version)
 		return exitOK
 	case opts.relabel:
 		fmt.Fprintln(stderr, "syscontainer-hooks: -with-relabel is not available yet")
@@ -85,7 +85,7 @@ func (p *program) run(args []string, stdin io.Reader, stderr io.Writer) int {
 		signal.Ignore(endSignals...)
 	} else {
 		// Caught up to the very end: a signal that comes when all is done must not make it look undone.
-		ctx, _ = signal.NotifyContext(ctx, endSignals...) //nolint:govet // the process ends with it
+		ctx, _ = signal.NotifyContext(ctx, endSignals...)
 	}
 	if err := p.bounded(ctx, stage, stdin); err != nil {
 		fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err)))

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 		if fault != "" {
 			p.interpose = func(steps []pipeline.Step) []pipeline.Step { return withFault(steps, fault) }
 		}
-		os.Exit(p.run(os.Args, os.Stdin, os.Stderr))
+		os.Exit(p.run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 	}
 	os.Exit(testutil.Main(m))
 }

@@ -82,9 +82,8 @@ func (p *program) prestart(ctx context.Context, stdin io.Reader) error {
 	if p.container, err = hookstate.Open(p.state, spec); err != nil {
 		return err
 	}
-	restored, err := p.alreadyRestored()
-	if err != nil || restored {
-		return err
+	if p.alreadyRestored() {
+		return nil
 	}
 	err = pipeline.Run(ctx, p.steps(p.restoreSteps()), undoTimeout, p.observe)
 	if err != nil && !p.undoFailed {
@@ -141,17 +140,17 @@ func (p *program) end() {
 
 // alreadyRestored tells whether an earlier run has restored this very run of the container: two hook entries for one start
 // are common. The transfer layout in its place proves it even when the journal is lost.
-func (p *program) alreadyRestored() (bool, error) {
+func (p *program) alreadyRestored() bool {
 	written := mergeIntents(p.journal.Entries)
 	if written.Instance != nil {
-		return written.Done && !written.Removed && *written.Instance == p.container.Instance, nil
+		return written.Done && !written.Removed && *written.Instance == p.container.Instance
 	}
 	base, err := p.transfer.PlanBase(p.bindContainer())
 	if err != nil || base != nil {
-		return false, nil // the plan will say what is wrong
+		return false // the plan will say what is wrong
 	}
 	p.log.Warn("the container has its shared paths already, but no journal: nothing is changed")
-	return true, nil
+	return true
 }
 
 // cleanUp takes back what an earlier run left: one that was killed, or a container that ended without a poststop.

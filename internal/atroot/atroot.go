@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -164,13 +165,13 @@ func Own(f *os.File, owner Owner, mode uint32) error {
 // stays what it is: then it is not only ours any more. One whose file system is not dev is another one under the same name.
 func RemoveDirs(root *os.File, paths []string, dev uint64) error {
 	var errs []error
-	for i := len(paths) - 1; i >= 0; i-- {
-		parent, err := Open(root, filepath.Dir(paths[i]), unix.O_DIRECTORY)
+	for _, path := range slices.Backward(paths) {
+		parent, err := Open(root, filepath.Dir(path), unix.O_DIRECTORY)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 			continue
 		}
 		if err == nil {
-			err = RemoveDir(parent, filepath.Base(paths[i]), dev)
+			err = RemoveDir(parent, filepath.Base(path), dev)
 			parent.Close()
 		}
 		if err != nil {

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { os.Exit(testutil.Main(m)) }
 // trustedDir is not below the temporary directory, where everybody can put links.
 func trustedDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/srv", "test")
+	dir, err := os.MkdirTemp("/srv", "test") //nolint:usetesting // not below the temporary directory
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(dir, 0o755))
 	return dir

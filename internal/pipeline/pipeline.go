@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 )
 
@@ -58,12 +59,12 @@ func undo(ctx context.Context, steps []Step, timeout time.Duration, observe Obse
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	var errs []error
-	for i := len(steps) - 1; i >= 0; i-- {
-		if steps[i].Undo == nil {
+	for _, step := range slices.Backward(steps) {
+		if step.Undo == nil {
 			continue
 		}
-		if err := timed(ctx, steps[i].Name, true, steps[i].Undo, observe); err != nil {
-			errs = append(errs, &StepError{"undo " + steps[i].Name, err})
+		if err := timed(ctx, step.Name, true, step.Undo, observe); err != nil {
+			errs = append(errs, &StepError{"undo " + step.Name, err})
 		}
 	}
 	return errors.Join(errs...)

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -22,7 +24,9 @@ const isolatedEnv = "SYSCONTAINER_HOOKS_TEST_ISOLATED"
 // Main runs the tests of a package on a host of their own. Without root the tests run where they are, and those that need root
 // skip themselves.
 func Main(m *testing.M) int {
-	if os.Geteuid() != 0 {
+	// A fuzzing process and its workers talk through descriptors that a new process would not have.
+	fuzzing := slices.ContainsFunc(os.Args, func(arg string) bool { return strings.HasPrefix(arg, "-test.fuzz=") || arg == "-test.fuzzworker" })
+	if os.Geteuid() != 0 || fuzzing {
 		return m.Run()
 	}
 	return OwnHost(m.Run)
@@ -64,14 +68,13 @@ func reexec() int {
 		fmt.Fprintln(os.Stderr, "testutil:", err)
 		return 1
 	}
-	defer os.Remove(scratch)
+	defer func() { _ = os.Remove(scratch) }()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), isolatedEnv+"="+scratch)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	err = cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return exit.ExitCode()
 	}
 	if err != nil {

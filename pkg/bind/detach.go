@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -23,9 +24,9 @@ import (
 // not ours any more, is left alone. Remove, which comes after, does the same on the host.
 func (t *Transfer) Detach(c Container, attachments []Attachment) error {
 	var errs []error
-	for i := len(attachments) - 1; i >= 0; i-- {
-		if err := t.detach(c, &attachments[i]); err != nil {
-			errs = append(errs, fmt.Errorf("detach %s: %w", attachments[i].Target, err))
+	for _, a := range slices.Backward(attachments) {
+		if err := t.detach(c, &a); err != nil {
+			errs = append(errs, fmt.Errorf("detach %s: %w", a.Target, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -34,10 +35,9 @@ func (t *Transfer) Detach(c Container, attachments []Attachment) error {
 // RemoveSources removes the directories and mount points that Attach made on the host, as far as they are empty.
 func RemoveSources(attachments []Attachment) error {
 	var errs []error
-	for i := len(attachments) - 1; i >= 0; i-- {
-		dirs := attachments[i].HostDirs
-		for j := len(dirs) - 1; j >= 0; j-- {
-			if err := removeOnHost(dirs[j]); err != nil {
+	for _, a := range slices.Backward(attachments) {
+		for _, dir := range slices.Backward(a.HostDirs) {
+			if err := removeOnHost(dir); err != nil {
 				errs = append(errs, err)
 			}
 		}

@@ -50,7 +50,7 @@ func (s Spec) private() bool { return s.Propagation == Private || s.Propagation 
 func (s Spec) Check() error {
 	for _, path := range []string{s.Source, s.Target} {
 		if slices.Contains(strings.Split(path, "/"), "..") {
-			return fmt.Errorf("path %q has a component ..", path)
+			return fmt.Errorf("path %q has \"..\" in it", path)
 		}
 		if err := atroot.CheckPath(filepath.Clean(path)); err != nil {
 			return err

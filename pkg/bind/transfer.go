@@ -113,20 +113,20 @@ func prepareMaster(base *os.File) (*os.File, error) {
 }
 
 func mountMaster(dir *os.File) error {
-	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	config, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("open tmpfs: %w", err)
 	}
-	defer unix.Close(context)
+	defer unix.Close(config)
 	for _, option := range [][2]string{{"source", "tmpfs"}, {"size", "16m"}, {"mode", "0755"}} {
-		if err := unix.FsconfigSetString(context, option[0], option[1]); err != nil {
+		if err := unix.FsconfigSetString(config, option[0], option[1]); err != nil {
 			return fmt.Errorf("tmpfs option %s=%s: %w", option[0], option[1], err)
 		}
 	}
-	if err := unix.FsconfigCreate(context); err != nil {
+	if err := unix.FsconfigCreate(config); err != nil {
 		return fmt.Errorf("create tmpfs: %w", err)
 	}
-	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, 0)
+	fd, err := unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}

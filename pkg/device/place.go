@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -104,9 +105,9 @@ func (c Container) Commit(placements []Placement) error {
 // meanwhile, is left alone.
 func (c Container) Remove(placements []Placement) error {
 	var errs []error
-	for i := len(placements) - 1; i >= 0; i-- {
-		if err := c.remove(&placements[i]); err != nil {
-			errs = append(errs, fmt.Errorf("container path %s: %w", placements[i].Path, err))
+	for _, p := range slices.Backward(placements) {
+		if err := c.remove(&p); err != nil {
+			errs = append(errs, fmt.Errorf("container path %s: %w", p.Path, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -252,15 +253,15 @@ func (c Container) mountNodes(mounts []mount) error {
 // mountTmpfs mounts a tmpfs over the root of this thread's own mount namespace and gives a handle on it. Older kernels clone
 // from no file system that is not mounted somewhere.
 func mountTmpfs() (*os.File, error) {
-	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	config, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("open tmpfs: %w", err)
 	}
-	defer unix.Close(context)
-	if err := unix.FsconfigCreate(context); err != nil {
+	defer unix.Close(config)
+	if err := unix.FsconfigCreate(config); err != nil {
 		return nil, fmt.Errorf("create tmpfs: %w", err)
 	}
-	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
+	fd, err := unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("mount tmpfs: %w", err)
 	}

@@ -17,7 +17,7 @@ func ExampleStore_Update() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	s, err := store.Open(dir) // /var/lib/isulad/engines/lcr/<id>
 	if err != nil {
 		log.Fatal(err)

@@ -123,13 +123,13 @@ func TestUpdateLockDeadline(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	t.Parallel()
-	device := func(old, new string) string {
+	device := func(old, replacement string) string {
 		const d = `{"deviceToAdd":[{"Type":"c","Minor":5,"Major":1,"PathOnHost":"/dev/zero","PathInContainer":"/dev/z",` +
 			`"CgroupPermissions":"rwm","Parent":""}]}`
 		if old != "" && !strings.Contains(d, old) {
 			panic(old)
 		}
-		return strings.Replace(d, old, new, 1)
+		return strings.Replace(d, old, replacement, 1)
 	}
 	_, err := Parse([]byte(device("", "")))
 	require.NoError(t, err)

@@ -39,7 +39,7 @@ func run() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	if err := os.Chmod(dir, 0o711); err != nil { // a runtime may call the hook by a path that only root can follow otherwise
 		return 0, err
 	}

@@ -54,7 +54,7 @@ func detached(start func(*exec.Cmd) error, dir, output string, args ...string) R
 		return Result{Code: -1, Stderr: err.Error()}
 	}
 	defer stdin.Close()
-	end.Close() //nolint:errcheck // nothing was written
+	end.Close()
 	out, err := os.OpenFile(output, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return Result{Code: -1, Stderr: err.Error()}

@@ -7,6 +7,7 @@ package harness
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,10 +61,10 @@ func TempDir(tb TB) string {
 	Fatal(tb, os.Chmod(dir, 0o711), "temporary directory")
 	tb.Cleanup(func() {
 		mounts := HostMounts(tb)
-		for i := len(mounts) - 1; i >= 0; i-- {
-			if strings.HasPrefix(mounts[i].Point, dir+"/") {
-				tb.Errorf("mount left below the test's directory: %s", mounts[i].Point)
-				Fatal(tb, unix.Unmount(mounts[i].Point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW), "unmount")
+		for _, m := range slices.Backward(mounts) {
+			if strings.HasPrefix(m.Point, dir+"/") {
+				tb.Errorf("mount left below the test's directory: %s", m.Point)
+				Fatal(tb, unix.Unmount(m.Point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW), "unmount")
 			}
 		}
 		Fatal(tb, os.RemoveAll(dir), "remove temporary directory")

@@ -160,7 +160,7 @@ func LoopDevice(t Skipper, text string) string {
 		Fatal(t, err, "open loop device")
 		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{Fd: uint32(file.Fd())})
 		if errors.Is(err, unix.EBUSY) {
-			loop.Close() //nolint:errcheck // nothing was written
+			loop.Close()
 			continue
 		}
 		Fatal(t, err, "configure loop device")

@@ -77,7 +77,7 @@ func TestDevicesNeverOpened(t *testing.T) {
 			b, err := os.ReadFile(trace)
 			require.NoError(t, err)
 			require.Contains(t, string(b), "config.json", "the trace shows the hook")
-			for _, line := range strings.Split(string(b), "\n") {
+			for line := range strings.SplitSeq(string(b), "\n") {
 				if strings.Contains(line, `sdx"`) {
 					require.Contains(t, line, "O_PATH")
 				}

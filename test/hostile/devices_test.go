@@ -5,6 +5,7 @@ package hostile
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -326,9 +327,7 @@ func TestDeviceValidation(t *testing.T) {
 func changed(members object) func(w *world) any {
 	return func(*world) any {
 		d := zero("/dev/sdx")
-		for k, v := range members {
-			d[k] = v
-		}
+		maps.Copy(d, members)
 		return devices(d)
 	}
 }

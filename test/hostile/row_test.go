@@ -61,13 +61,6 @@ func noTmpfs(v variant) string {
 	return ""
 }
 
-func noUser(v variant) string {
-	if v.user {
-		return "it needs privileges that this container does not have"
-	}
-	return ""
-}
-
 // noUserTmpfs is for nodes in /dev: on that tmpfs neither the host nor the container can make one.
 func noUserTmpfs(v variant) string {
 	if v.user && v.tmpfs {

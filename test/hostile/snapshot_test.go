@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sort"
@@ -43,9 +44,7 @@ func diff(before, after snapshot) []string {
 func merge(parts ...snapshot) snapshot {
 	all := snapshot{}
 	for _, p := range parts {
-		for k, v := range p {
-			all[k] = v
-		}
+		maps.Copy(all, p)
 	}
 	return all
 }

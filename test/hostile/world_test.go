@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -318,9 +319,9 @@ func (w *world) remove() {
 // scrub removes this container's traces from the host by force.
 func (w *world) scrub() {
 	mounts := hostMounts(w.t)
-	for i := len(mounts) - 1; i >= 0; i-- {
-		if strings.Contains(mounts[i].point, w.id) {
-			_ = unix.Unmount(mounts[i].point, unix.MNT_DETACH)
+	for _, mount := range slices.Backward(mounts) {
+		if strings.Contains(mount.point, w.id) {
+			_ = unix.Unmount(mount.point, unix.MNT_DETACH)
 		}
 	}
 	for _, d := range []string{"/.sharedpath/master", "/.sharedpath/midpath"} {
