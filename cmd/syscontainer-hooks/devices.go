@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/pkg/device"
 	"isula.org/syscontainer-hooks/pkg/store"
 )
@@ -109,7 +110,7 @@ func (p *program) withCgroup(f func(*device.Cgroup) error) error {
 	if p.intent.Grant == nil || len(p.intent.Grant.Rules) == 0 {
 		return nil
 	}
-	dir, err := os.OpenFile(p.intent.Grant.Cgroup, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	dir, err := kernel.Open(p.intent.Grant.Cgroup, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func main() {
 
 // run is the program. It keeps to the contract of the command line: 2 for wrong usage, 1 for a prestart that failed and took
 // everything back, 0 for a poststop whatever happened.
-func (p *program) run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 	opts, err := parseArgs(args, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -77,18 +77,21 @@ func (p *program) run(args []string, stdin io.Reader, stdout, stderr io.Writer) 
 	}
 	p.options = opts
 	stage, failure := p.prestart, exitFailed
-	ctx, cancel := context.WithTimeoutCause(context.Background(), opts.timeout,
-		fmt.Errorf("not done within %s; -timeout sets another limit", opts.timeout))
-	defer cancel()
 	if opts.stage == "poststop" {
 		stage, failure = p.poststop, exitOK
-		signal.Ignore(endSignals...)
-	} else {
-		// Caught up to the very end: a signal that comes when all is done must not make it look undone.
-		ctx, _ = signal.NotifyContext(ctx, endSignals...)
 	}
-	if err := p.bounded(ctx, stage, stdin); err != nil {
-		fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err)))
+	fail := func(err error) { fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err))) }
+	late := fmt.Errorf("not done within %s; -timeout sets another limit", opts.timeout)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), opts.timeout, late)
+	defer cancel()
+	ctx = p.catchSignals(ctx)
+	// Even taking back can hang, in a system call on a dead file server. What is left then is in the journal.
+	defer time.AfterFunc(opts.timeout+undoTimeout+time.Second, func() {
+		fail(fmt.Errorf("given up: %w", late))
+		os.Exit(failure)
+	}).Stop()
+	if err := protect(func() error { return stage(ctx, stdin) }); err != nil {
+		fail(err)
 		return failure
 	}
 	return exitOK
@@ -109,29 +112,34 @@ func settle() error {
 	return nil
 }
 
-// bounded runs the stage and gives it up when even its undo has taken too long, as a system call on a dead file server does.
-// What it leaves is in the journal.
-func (p *program) bounded(ctx context.Context, stage func(context.Context, io.Reader) error, stdin io.Reader) error {
-	done := make(chan error, 1)
+// catchSignals gives a context that ends with a signal, for a prestart; a poststop ignores them. Catching takes the runtime a
+// while, so it happens beside the rest, and signalsCaught tells when it is done. It lasts to the very end: a signal that comes
+// when all is done must not make it look undone.
+func (p *program) catchSignals(ctx context.Context) context.Context {
+	p.signalsCaught = make(chan struct{})
+	if p.options.stage == "poststop" {
+		signal.Ignore(endSignals...)
+		close(p.signalsCaught)
+		return ctx
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
-		defer func() {
-			if r := recover(); r != nil {
-				done <- fmt.Errorf("panic: %v\n%s", r, debug.Stack())
-			}
-		}()
-		done <- stage(ctx, stdin)
+		caught := make(chan os.Signal, 1)
+		signal.Notify(caught, endSignals...)
+		close(p.signalsCaught)
+		cancel(fmt.Errorf("signal: %s", <-caught))
 	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(undoTimeout + time.Second):
-		return fmt.Errorf("given up: %w", context.Cause(ctx))
-	}
+	return ctx
+}
+
+// protect turns a panic into an error: the contract of the exit status holds for our own mistakes too.
+func protect(f func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+	}()
+	return f()
 }
 
 func parseArgs(args []string, stderr io.Writer) (options, error) {

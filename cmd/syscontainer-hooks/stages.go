@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -64,13 +63,14 @@ type program struct {
 	intent  intent // what this run is about to change, or an earlier one was
 	renewed map[string]numbers
 
-	undoFailed bool
+	undoFailed    bool
+	signalsCaught chan struct{} // closed when they are
 	// interpose lets tests of this package put faults between the steps; nil in the program.
 	interpose func([]pipeline.Step) []pipeline.Step
 }
 
 // prestart restores what the record lists. It changes nothing for a container that has been restored already.
-func (p *program) prestart(ctx context.Context, stdin io.Reader) error {
+func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 	if err := p.begin(ctx, stdin); err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (p *program) prestart(ctx context.Context, stdin io.Reader) error {
 }
 
 // poststop removes what the container leaves, known by its id alone: its process has ended, and the pid may be another's.
-func (p *program) poststop(ctx context.Context, stdin io.Reader) error {
+func (p *program) poststop(ctx context.Context, stdin *os.File) error {
 	if err := p.begin(ctx, stdin); err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (p *program) poststop(ctx context.Context, stdin io.Reader) error {
 }
 
 // begin does what all stages start with. From here on this is the only run for the container.
-func (p *program) begin(ctx context.Context, stdin io.Reader) error {
+func (p *program) begin(ctx context.Context, stdin *os.File) error {
 	logger, err := newLogger(p.options.logFile)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
@@ -215,6 +215,9 @@ func (p *program) steps(steps []pipeline.Step) []pipeline.Step {
 
 // observe logs what went wrong and what was taken back.
 func (p *program) observe(step string, undo bool, took time.Duration, err error) {
+	if err == nil && !undo {
+		return
+	}
 	log := p.log.WithFields(logrus.Fields{"step": step, "took": took})
 	switch {
 	case undo && err != nil:
@@ -222,10 +225,8 @@ func (p *program) observe(step string, undo bool, took time.Duration, err error)
 		log.Error("could not be taken back: ", err)
 	case undo:
 		log.Info("taken back")
-	case err != nil:
-		log.Error(err)
 	default:
-		log.Debug("done")
+		log.Error(err)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"isula.org/syscontainer-hooks/internal/eintr"
+	"isula.org/syscontainer-hooks/internal/kernel"
 )
 
 // ErrUntrusted is the cause when somebody else may have written the file or directory.
@@ -27,13 +27,10 @@ const lockPoll = 2 * time.Millisecond
 
 // OpenDir opens a directory that only its owner, who has to be this process's user, can change.
 func OpenDir(path string) (*os.File, error) {
-	fd, err := eintr.Value(func() (int, error) {
-		return unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	})
+	dir, err := kernel.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		return nil, err
 	}
-	dir := os.NewFile(uintptr(fd), path)
 	if _, err := checkOwn(dir, unix.S_IFDIR); err != nil {
 		dir.Close()
 		return nil, err
@@ -66,14 +63,12 @@ func read(dir *os.File, name string, limit int64, check check) ([]byte, error) {
 	if stat.Size > limit {
 		return nil, fmt.Errorf("read %s: %d bytes, %d are the limit", f.Name(), stat.Size, limit)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
+	data := make([]byte, stat.Size)
+	n, err := io.ReadFull(f, data)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, err
 	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("read %s: it grows beyond the limit of %d bytes", f.Name(), limit)
-	}
-	return data, nil
+	return data[:n], nil
 }
 
 // Lock takes the exclusive flock(2) of the file name in dir, making the file (mode 0600) when it is missing. It waits until
@@ -118,7 +113,7 @@ func LockDir(ctx context.Context, dir *os.File) error { return flock(ctx, dir) }
 
 func flock(ctx context.Context, f *os.File) error {
 	for {
-		err := eintr.Do(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+		err := kernel.Do(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			if err != nil {
 				return &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
@@ -182,8 +177,12 @@ func unlinkTemp(dir *os.File, temp string) error {
 // openAt never waits for the other end of a FIFO and never follows a link; checkOwn looks at what it got.
 func openAt(dir *os.File, name string, flags int, perm os.FileMode) (*os.File, error) {
 	path := dir.Name() + "/" + name
-	flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := eintr.Value(func() (int, error) { return unix.Openat(int(dir.Fd()), name, flags, uint32(perm)) })
+	fd, err := kernel.Value(func() (int, error) {
+		return unix.Openat(int(dir.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, uint32(perm))
+	})
+	if err == nil { // os.File would hand what does not block to the poller
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&unix.O_APPEND)
+	}
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"isula.org/syscontainer-hooks/internal/eintr"
+	"isula.org/syscontainer-hooks/internal/kernel"
 )
 
 // ErrOccupied is the cause when something else stands where the container's path should be made.
@@ -44,7 +44,7 @@ func openat2(dir *os.File, path string, flags, resolve uint64) (*os.File, error)
 	how := unix.OpenHow{Flags: flags | unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve}
 	full := filepath.Join(dir.Name(), path)
 	for range maxRetries {
-		fd, err := eintr.Value(func() (int, error) { return unix.Openat2(int(dir.Fd()), path, &how) })
+		fd, err := kernel.Value(func() (int, error) { return unix.Openat2(int(dir.Fd()), path, &how) })
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			continue

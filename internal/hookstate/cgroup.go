@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"isula.org/syscontainer-hooks/internal/eintr"
+	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/mounttable"
 )
 
@@ -34,7 +34,7 @@ func (c *Container) Cgroup(controller string) (*Cgroup, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open("/proc/thread-self/mountinfo")
+	f, err := kernel.Open("/proc/thread-self/mountinfo", unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +146,7 @@ func openCgroup(mounts mounttable.Table, controller, path string) (*Cgroup, erro
 		if !ok || !strings.HasPrefix(below, "/") {
 			continue
 		}
-		hierarchy, err := os.OpenFile(m.Mountpoint, unix.O_PATH|unix.O_DIRECTORY, 0)
+		hierarchy, err := kernel.Open(m.Mountpoint, unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
 			return nil, err
 		}
@@ -155,7 +155,7 @@ func openCgroup(mounts mounttable.Table, controller, path string) (*Cgroup, erro
 			Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
 		}
-		fd, err := eintr.Value(func() (int, error) { return unix.Openat2(int(hierarchy.Fd()), below[1:], &how) })
+		fd, err := kernel.Value(func() (int, error) { return unix.Openat2(int(hierarchy.Fd()), below[1:], &how) })
 		full := m.Mountpoint + below
 		if err != nil {
 			return nil, &os.PathError{Op: "open cgroup", Path: full, Err: err}

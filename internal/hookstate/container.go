@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/atroot"
-	"isula.org/syscontainer-hooks/internal/eintr"
 	"isula.org/syscontainer-hooks/internal/hostpath"
+	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/mounttable"
 )
 
@@ -66,7 +66,10 @@ func Open(state *State, spec *Spec) (_ *Container, err error) {
 	if err := c.readMappings(); err != nil {
 		return nil, fmt.Errorf("container user namespace: %w", err)
 	}
-	return c, c.Alive()
+	if c.Instance.StartTime, err = c.startTime(); err != nil {
+		return nil, fmt.Errorf("container process %d: %w", state.Pid, err)
+	}
+	return c, nil
 }
 
 // Close closes the handles.
@@ -78,20 +81,17 @@ func (c *Container) Close() {
 	}
 }
 
-// Alive tells whether the process still runs; ErrGone when it does not.
-func (c *Container) Alive() error {
+// startTime also tells whether the process still runs; ErrGone when it does not.
+func (c *Container) startTime() (uint64, error) {
 	stat, err := c.readProc("stat")
 	if err != nil {
-		return err
+		return 0, err
 	}
-	pid, state, start, err := parseStat(stat)
-	if err != nil {
-		return err
+	state, start, err := parseStat(stat)
+	if err == nil && (state == 'Z' || state == 'X') {
+		err = ErrGone
 	}
-	if state == 'Z' || state == 'X' || pid != c.Instance.Pid || start != c.Instance.StartTime {
-		return ErrGone
-	}
-	return nil
+	return start, err
 }
 
 // openProcess opens everything first and asks afterwards whether it is what it should be: a pid that was reused before counts
@@ -100,30 +100,19 @@ func (c *Container) openProcess(pid int64) (err error) {
 	if pid <= 1 || pid > 1<<22 { // PID_MAX_LIMIT, proc_sys_kernel(5)
 		return errors.New("not a pid that a container can have")
 	}
-	c.proc, err = os.OpenFile("/proc/"+strconv.FormatInt(pid, 10), unix.O_PATH|unix.O_DIRECTORY, 0)
+	c.proc, err = kernel.Open("/proc/"+strconv.FormatInt(pid, 10), unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return gone(err)
 	}
+	// pidfd_open(2) takes no thread but the leader of its group. Should the number have got another process since we opened
+	// it, what follows fails with ESRCH.
+	pidfd, err := unix.PidfdOpen(int(pid), 0)
+	if err != nil {
+		return gone(fmt.Errorf("not the leader of a process: %w", err))
+	}
+	unix.Close(pidfd)
 	if c.MountNS, err = c.openProc("ns/mnt", unix.O_RDONLY); err != nil {
 		return err
-	}
-	stat, err := c.readProc("stat")
-	if err != nil {
-		return err
-	}
-	_, state, start, err := parseStat(stat)
-	if err != nil {
-		return err
-	}
-	if state == 'Z' || state == 'X' {
-		return ErrGone
-	}
-	status, err := c.readProc("status")
-	if err != nil {
-		return err
-	}
-	if !bytes.Contains(status, fmt.Appendf(nil, "\nTgid:\t%d\n", pid)) {
-		return errors.New("a thread of another process")
 	}
 	theirs, err := atroot.Stat(c.MountNS)
 	if err != nil {
@@ -136,7 +125,7 @@ func (c *Container) openProcess(pid int64) (err error) {
 	if theirs.Ino == ours.Ino {
 		return errors.New("it has the mount namespace of the host")
 	}
-	c.Instance = Instance{Pid: pid, StartTime: start, MountNS: theirs.Ino}
+	c.Instance = Instance{Pid: pid, MountNS: theirs.Ino}
 	return nil
 }
 
@@ -222,11 +211,8 @@ func (c *Container) openRoot(state *State, spec *Spec) (err error) {
 
 // openProc opens a file of the process.
 func (c *Container) openProc(name string, flags int) (*os.File, error) {
-	fd, err := eintr.Value(func() (int, error) { return unix.Openat(int(c.proc.Fd()), name, flags|unix.O_CLOEXEC, 0) })
-	if err != nil {
-		return nil, gone(&fs.PathError{Op: "open", Path: c.proc.Name() + "/" + name, Err: err})
-	}
-	return os.NewFile(uintptr(fd), c.proc.Name()+"/"+name), nil
+	f, err := kernel.OpenAt(c.proc, name, flags, 0)
+	return f, gone(err)
 }
 
 // readProc reads a file of the process.
@@ -248,16 +234,12 @@ func gone(err error) error {
 	return err
 }
 
-// parseStat reads the pid, the state and the start time of /proc/<pid>/stat. The name in parentheses may hold anything.
-func parseStat(data []byte) (pid int64, state byte, start uint64, err error) {
-	first, _, _ := bytes.Cut(data, []byte(" "))
+// parseStat reads the state and the start time of /proc/<pid>/stat. The name in parentheses may hold anything.
+func parseStat(data []byte) (state byte, start uint64, err error) {
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	if len(fields) < 20 {
-		return 0, 0, 0, fmt.Errorf("process status %.100q: too few fields", data)
+		return 0, 0, fmt.Errorf("process status %.100q: too few fields", data)
 	}
-	pid, err = strconv.ParseInt(string(first), 10, 64)
-	if err == nil {
-		start, err = strconv.ParseUint(fields[19], 10, 64)
-	}
-	return pid, fields[0][0], start, err
+	start, err = strconv.ParseUint(fields[19], 10, 64)
+	return fields[0][0], start, err
 }

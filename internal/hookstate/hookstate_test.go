@@ -4,7 +4,6 @@ package hookstate
 
 import (
 	"context"
-	"io"
 	"os"
 	"strings"
 	"testing"
@@ -12,6 +11,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/testutil"
 )
@@ -51,9 +51,31 @@ func TestParseState(t *testing.T) {
 
 func TestReadState(t *testing.T) {
 	t.Parallel()
-	_, err := ReadState(t.Context(), strings.NewReader(`{"id":"`+strings.Repeat("x", maxState)))
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	defer w.Close()
+	go func() { _, _ = w.WriteString(`{"id":"` + strings.Repeat("x", maxState)) }()
+	_, err = ReadState(t.Context(), r)
 	require.ErrorContains(t, err, "1 MiB")
-	r, w := io.Pipe() // never closed
+
+	r, w, err = os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	go func() {
+		_, _ = w.WriteString(`{"id":`)
+		time.Sleep(time.Millisecond)
+		_, _ = w.WriteString(`"abc"}`)
+		w.Close()
+	}()
+	require.NoError(t, unix.SetNonblock(int(r.Fd()), true))
+	state, err := ReadState(t.Context(), r)
+	require.NoError(t, err)
+	require.Equal(t, "abc", state.ID)
+
+	r, w, err = os.Pipe() // never closed
+	require.NoError(t, err)
+	defer r.Close()
 	defer w.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
@@ -63,13 +85,12 @@ func TestReadState(t *testing.T) {
 
 func TestParseStat(t *testing.T) {
 	t.Parallel()
-	pid, state, start, err := parseStat([]byte("42 (a) R b) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1 1 1"))
+	state, start, err := parseStat([]byte("42 (a) R b) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1 1 1"))
 	require.NoError(t, err)
-	require.EqualValues(t, 42, pid)
 	require.EqualValues(t, 'S', state)
 	require.EqualValues(t, 12345, start)
-	for _, data := range []string{"", "1", "1 (x)", "x (y) S 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"} {
-		_, _, _, err := parseStat([]byte(data))
+	for _, data := range []string{"", "1", "1 (x)", "1 (y) S 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 x 1 1"} {
+		_, _, err := parseStat([]byte(data))
 		require.Error(t, err, data)
 	}
 }
@@ -175,7 +196,8 @@ func TestOpen(t *testing.T) {
 		require.ErrorContains(t, err, "network namespace of the host")
 
 		c.Stop()
-		require.ErrorIs(t, opened.Alive(), ErrGone)
+		_, err = opened.startTime()
+		require.ErrorIs(t, err, ErrGone)
 		_, err = opened.Cgroup("devices")
 		require.ErrorIs(t, err, ErrGone)
 		first := opened.Instance
@@ -233,7 +255,7 @@ func TestOpenThread(t *testing.T) {
 		}
 		if int(tid) != os.Getpid() {
 			_, err := Open(&State{Pid: tid}, spec)
-			require.ErrorContains(t, err, "thread of another process")
+			require.ErrorContains(t, err, "not the leader of a process")
 			refused++
 		}
 	}

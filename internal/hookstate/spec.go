@@ -5,12 +5,13 @@ package hookstate
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/atomicfile"
+	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/strictjson"
 )
 
@@ -41,7 +42,7 @@ func LoadSpec(bundle string) (*Spec, error) {
 	if bundle == "" {
 		return nil, errors.New("the state names no bundle")
 	}
-	dir, err := os.Open(bundle)
+	dir, err := kernel.Open(bundle, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, fmt.Errorf("open bundle: %w", err)
 	}

@@ -8,9 +8,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/strictjson"
 )
@@ -31,9 +33,9 @@ type State struct {
 	BundlePath string `json:"bundlePath"`
 }
 
-// ReadState reads and checks the state. It waits for the end of r until ctx is done.
-func ReadState(ctx context.Context, r io.Reader) (*State, error) {
-	data, err := readAll(ctx, r)
+// ReadState reads and checks the state. It waits for the end of f until ctx is done.
+func ReadState(ctx context.Context, f *os.File) (*State, error) {
+	data, err := readAll(ctx, f)
 	if err != nil {
 		return nil, fmt.Errorf("read state from standard input: %w", err)
 	}
@@ -68,24 +70,35 @@ func validID(id string) bool {
 	return id != "" && len(id) <= maxID && strings.Contains(alphanumeric, id[:1]) && strings.Trim(id, alphanumeric+"_.-") == ""
 }
 
-// readAll reads on a goroutine of its own: a runtime that never closes the pipe must not hold the hook.
-func readAll(ctx context.Context, r io.Reader) ([]byte, error) {
-	type result struct {
-		data []byte
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		data, err := io.ReadAll(io.LimitReader(r, maxState+1))
-		done <- result{data, err}
-	}()
-	select {
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case got := <-done:
-		if got.err == nil && len(got.data) > maxState {
-			got.err = errors.New("more than 1 MiB")
+// pollInterval is how often a wait for standard input looks whether ctx is done.
+const pollInterval = 100 // milliseconds
+
+// readAll reads to the end of f, which may be non-blocking, and which a runtime may never close.
+func readAll(ctx context.Context, f *os.File) ([]byte, error) {
+	var data []byte
+	buf := make([]byte, 16<<10)
+	for {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
-		return got.data, got.err
+		// A file or a pipe with something in it, or closed at its other end, is ready at once.
+		ready := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(ready, pollInterval); n == 0 || errors.Is(err, unix.EINTR) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		n, err := unix.Read(int(f.Fd()), buf)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return data, nil
+		case len(data)+n > maxState:
+			return nil, errors.New("more than 1 MiB")
+		}
+		data = append(data, buf[:n]...)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/atroot"
-	"isula.org/syscontainer-hooks/internal/eintr"
+	"isula.org/syscontainer-hooks/internal/kernel"
 )
 
 // ErrLink is the cause when a link on the way could have been put there by somebody else than root.
@@ -152,7 +152,7 @@ func open(dir int, path string, resolve uint64) (*os.File, error) {
 		flags |= unix.O_NOFOLLOW
 	}
 	how := unix.OpenHow{Flags: flags, Resolve: resolve}
-	fd, err := eintr.Value(func() (int, error) { return unix.Openat2(dir, path, &how) })
+	fd, err := kernel.Value(func() (int, error) { return unix.Openat2(dir, path, &how) })
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"isula.org/syscontainer-hooks/internal/kernel"
 )
 
 // Mount is one line of mountinfo, proc_pid_mountinfo(5), with the escapes of its paths undone.
@@ -78,7 +80,7 @@ type Proc struct{ dir *os.File }
 
 // OpenProc opens the procfs of the namespace that the caller is in now.
 func OpenProc() (*Proc, error) {
-	dir, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY, 0)
+	dir, err := kernel.Open("/proc", unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}
@@ -124,11 +126,10 @@ func (p *Proc) RefuseShared(targets []*os.File) error {
 }
 
 func (p *Proc) read(name string) (Table, error) {
-	fd, err := unix.Openat(int(p.dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	f, err := kernel.OpenAt(p.dir, name, unix.O_RDONLY, 0)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: "/proc/" + name, Err: err}
+		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	return Read(f)
 }

@@ -1,6 +1,9 @@
 // Package strictjson decodes JSON that a second program, written in another language, reads as well. What two readers could
 // understand differently is an error: duplicate members, members that differ from a known one only in case, null for a string
-// or number, invalid UTF-8 and anything behind the value. It is encoding/json/v2 plus two checks.
+// or number, invalid UTF-8 and anything behind the value.
+//
+// The syntax is jsontext's, the parser of encoding/json/v2. The decoding is done here, in the same pass as the checks: a hook
+// decodes two small documents in its life, and setting up a general decoder takes longer than all else it does with them.
 package strictjson
 
 import (
@@ -9,16 +12,18 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"strconv"
 	"strings"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 )
 
 // ErrCase is the cause when a member's name is a known one in another case.
 var ErrCase = errors.New("member name in the wrong case")
 
-// Unmarshal decodes data, which has to be one JSON object, into the struct that v points to.
+// Unmarshal decodes data, which has to be one JSON object, into the struct that v points to. Its fields have tags as for
+// encoding/json/v2 and are strings, integers, structs or slices of those. Unknown members are left out, or kept in a field of
+// type jsontext.Value with the option embed.
 func Unmarshal(data []byte, v any) error {
 	dec := jsontext.NewDecoder(bytes.NewReader(data))
 	if kind := dec.PeekKind(); kind != jsontext.KindBeginObject {
@@ -27,46 +32,69 @@ func Unmarshal(data []byte, v any) error {
 		}
 		return fmt.Errorf("want an object, got %v", kind)
 	}
-	if err := checkNames(dec, reflect.TypeOf(v).Elem()); err != nil {
+	if err := decode(dec, reflect.ValueOf(v).Elem()); err != nil {
 		return err
 	}
 	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
 		return errors.New("something follows the object")
 	}
-	return json.Unmarshal(data, v)
+	return nil
 }
 
-// checkNames reads one value that is to be decoded into a t.
-func checkNames(dec *jsontext.Decoder, t reflect.Type) error {
-	for t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
+// decode reads one value into v.
+func decode(dec *jsontext.Decoder, v reflect.Value) error {
 	switch kind := dec.PeekKind(); {
-	case kind == jsontext.KindNull && t.Kind() != reflect.Slice && t.Kind() != reflect.Struct && t.Kind() != reflect.Map:
-		return fmt.Errorf("%s: null where a value should be", dec.StackPointer())
-	case kind == jsontext.KindBeginObject && t.Kind() == reflect.Struct:
-		return checkObject(dec, t)
-	case kind == jsontext.KindBeginArray && t.Kind() == reflect.Slice:
-		if _, err := dec.ReadToken(); err != nil {
-			return err
+	case kind == jsontext.KindBeginObject && v.Kind() == reflect.Struct:
+		return decodeObject(dec, v)
+	case kind == jsontext.KindBeginArray && v.Kind() == reflect.Slice:
+		return decodeArray(dec, v)
+	}
+	token, err := dec.ReadToken()
+	if err != nil {
+		return err
+	}
+	switch kind := token.Kind(); {
+	case kind == jsontext.KindString && v.Kind() == reflect.String:
+		v.SetString(token.String())
+	case kind == jsontext.KindNumber && v.CanInt():
+		n, err := strconv.ParseInt(token.String(), 10, v.Type().Bits())
+		if err != nil {
+			return fmt.Errorf("%s: %w", dec.StackPointer(), err)
 		}
-		for {
-			switch dec.PeekKind() {
-			case jsontext.KindEndArray, jsontext.KindInvalid:
-				_, err := dec.ReadToken()
+		v.SetInt(n)
+	case kind == jsontext.KindNumber && v.CanUint():
+		n, err := strconv.ParseUint(token.String(), 10, v.Type().Bits())
+		if err != nil {
+			return fmt.Errorf("%s: %w", dec.StackPointer(), err)
+		}
+		v.SetUint(n)
+	case kind == jsontext.KindNull && (v.Kind() == reflect.Slice || v.Kind() == reflect.Struct):
+	default:
+		return fmt.Errorf("%s: %v where a %v should be", dec.StackPointer(), kind, v.Kind())
+	}
+	return nil
+}
+
+func decodeArray(dec *jsontext.Decoder, v reflect.Value) error {
+	if _, err := dec.ReadToken(); err != nil {
+		return err
+	}
+	v.Set(reflect.MakeSlice(v.Type(), 0, 0))
+	for {
+		switch dec.PeekKind() {
+		case jsontext.KindEndArray, jsontext.KindInvalid:
+			_, err := dec.ReadToken()
+			return err
+		default:
+			v.Set(reflect.Append(v, reflect.Zero(v.Type().Elem())))
+			if err := decode(dec, v.Index(v.Len()-1)); err != nil {
 				return err
-			default:
-				if err := checkNames(dec, t.Elem()); err != nil {
-					return err
-				}
 			}
 		}
-	default:
-		return dec.SkipValue()
 	}
 }
 
-func checkObject(dec *jsontext.Decoder, t reflect.Type) error {
+func decodeObject(dec *jsontext.Decoder, v reflect.Value) error {
 	if _, err := dec.ReadToken(); err != nil {
 		return err
 	}
@@ -76,14 +104,16 @@ func checkObject(dec *jsontext.Decoder, t reflect.Type) error {
 			return err
 		}
 		name := token.String()
-		field, err := fieldNamed(t, name)
-		if err != nil {
+		field, embed, err := fieldNamed(v, name)
+		switch {
+		case err != nil:
 			return fmt.Errorf("%s: %w", dec.StackPointer(), err)
-		}
-		if field == nil {
+		case field.IsValid():
+			err = decode(dec, field)
+		case embed.IsValid():
+			err = keep(dec, embed, name)
+		default:
 			err = dec.SkipValue()
-		} else {
-			err = checkNames(dec, field)
 		}
 		if err != nil {
 			return err
@@ -91,19 +121,40 @@ func checkObject(dec *jsontext.Decoder, t reflect.Type) error {
 	}
 }
 
-// fieldNamed gives the type of the field that the member belongs to, nil for a member that t does not know.
-func fieldNamed(t reflect.Type, name string) (reflect.Type, error) {
-	for field := range t.Fields() {
-		known, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-		if known == "" || known == "-" {
-			continue
-		}
-		if known == name {
-			return field.Type, nil
-		}
-		if strings.EqualFold(known, name) {
-			return nil, fmt.Errorf("%w: %q, want %q", ErrCase, name, known)
+// fieldNamed gives the field of the struct v that the member belongs to, or else the one that keeps unknown members.
+func fieldNamed(v reflect.Value, name string) (field, embed reflect.Value, err error) {
+	t := v.Type()
+	for i := range t.NumField() {
+		known, option, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		switch {
+		case known == "" && option == "embed":
+			embed = v.Field(i)
+		case known == name:
+			return v.Field(i), reflect.Value{}, nil
+		case strings.EqualFold(known, name):
+			return field, embed, fmt.Errorf("%w: %q, want %q", ErrCase, name, known)
 		}
 	}
-	return nil, nil
+	return field, embed, nil
+}
+
+// keep adds the member to the object of unknown ones.
+func keep(dec *jsontext.Decoder, embed reflect.Value, name string) error {
+	value, err := dec.ReadValue()
+	if err != nil {
+		return err
+	}
+	quoted, err := jsontext.AppendQuote(nil, name)
+	if err != nil {
+		return err
+	}
+	object := bytes.TrimSuffix(embed.Bytes(), []byte("}"))
+	if len(object) == 0 {
+		object = []byte("{")
+	} else {
+		object = append(object, ',')
+	}
+	object = append(append(append(object, quoted...), ':'), value...)
+	embed.SetBytes(append(object, '}'))
+	return nil
 }

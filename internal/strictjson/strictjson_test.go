@@ -1,57 +1,66 @@
 package strictjson
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/stretchr/testify/require"
 )
 
 type outer struct {
-	Name  string   `json:"name"`
-	Inner []inner  `json:"inner"`
-	Ptr   *inner   `json:"ptr"`
-	Map   anything `json:"map"`
+	Name  string  `json:"name"`
+	Inner []inner `json:"inner"`
+	One   inner   `json:"one"`
+	Size  uint32  `json:"size"`
 }
 
-type anything map[string]string
-
 type inner struct {
-	Major int `json:"Major"`
+	Major   int64          `json:"Major"`
+	Unknown jsontext.Value `json:",embed"`
 }
 
 func TestUnmarshal(t *testing.T) {
 	t.Parallel()
 	var v outer
-	require.NoError(t, Unmarshal([]byte(` {"name":"a","inner":[{"Major":8,"new":{"Name":1}}],"map":{"Name":"x"},"ptr":{"Major":1}} `), &v))
-	require.Equal(t, outer{Name: "a", Inner: []inner{{Major: 8}}, Map: anything{"Name": "x"}, Ptr: &inner{Major: 1}}, v)
+	const data = ` {"name":"ä\n","inner":[{"Major":8,"new":{"Name":1},"x\"y": [ 1 ]},{}],"one":{"Major":-1},"map":{"Name":"x"},"size":7} `
+	require.NoError(t, Unmarshal([]byte(data), &v))
+	unknown := jsontext.Value(`{"new":{"Name":1},"x\"y":[ 1 ]}`)
+	require.Equal(t, outer{Name: "ä\n", Inner: []inner{{Major: 8, Unknown: unknown}, {}}, One: inner{Major: -1}, Size: 7}, v)
+	require.NoError(t, Unmarshal([]byte(`{"inner":null,"one":null}`), &v))
 }
 
 func TestUnmarshalRefuses(t *testing.T) {
 	t.Parallel()
 	for name, data := range map[string]string{
-		"empty":               "",
-		"only null":           "null",
-		"array":               "[]",
-		"string":              `""`,
-		"torn":                "{",
-		"byte order mark":     "\ufeff{}",
-		"trailing":            "{}x",
-		"two objects":         "{}{}",
-		"duplicate":           `{"name":"a","name":"b"}`,
-		"duplicate unknown":   `{"x":1,"x":2}`,
-		"case":                `{"NAME":"a"}`,
-		"case beside":         `{"name":"a","Name":"b"}`,
-		"case in an array":    `{"inner":[{"major":1}]}`,
-		"case behind pointer": `{"ptr":{"MAJOR":1}}`,
-		"no value":            `{"name":}`,
-		"wrong type":          `{"name":5}`,
-		"null":                `{"name":null}`,
-		"null inside":         `{"inner":[{"Major":null}]}`,
-		"object for array":    `{"inner":{}}`,
-		"invalid UTF-8":       "{\"name\":\"\xff\"}",
-		"deep":                strings.Repeat(`{"x":`, 20000) + "1" + strings.Repeat("}", 20000),
-		"deep array":          `{"inner":` + strings.Repeat("[", 100000) + strings.Repeat("]", 100000) + "}",
+		"empty":             "",
+		"only null":         "null",
+		"array":             "[]",
+		"string":            `""`,
+		"torn":              "{",
+		"byte order mark":   "\ufeff{}",
+		"trailing":          "{}x",
+		"two objects":       "{}{}",
+		"duplicate":         `{"name":"a","name":"b"}`,
+		"duplicate unknown": `{"x":1,"x":2}`,
+		"case":              `{"NAME":"a"}`,
+		"case beside":       `{"name":"a","Name":"b"}`,
+		"case in an array":  `{"inner":[{"major":1}]}`,
+		"case in an object": `{"one":{"MAJOR":1}}`,
+		"fraction":          `{"size":1.5}`,
+		"exponent":          `{"size":1e2}`,
+		"negative":          `{"size":-1}`,
+		"too large":         `{"size":4294967296}`,
+		"no value":          `{"name":}`,
+		"wrong type":        `{"name":5}`,
+		"null":              `{"name":null}`,
+		"null inside":       `{"inner":[{"Major":null}]}`,
+		"object for array":  `{"inner":{}}`,
+		"invalid UTF-8":     "{\"name\":\"\xff\"}",
+		"deep":              strings.Repeat(`{"x":`, 20000) + "1" + strings.Repeat("}", 20000),
+		"deep array":        `{"inner":` + strings.Repeat("[", 100000) + strings.Repeat("]", 100000) + "}",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -59,4 +68,20 @@ func TestUnmarshalRefuses(t *testing.T) {
 			require.Error(t, Unmarshal([]byte(data), &v))
 		})
 	}
+}
+
+// What is taken is what encoding/json/v2 reads in it.
+func FuzzUnmarshal(f *testing.F) {
+	f.Add([]byte(`{"name":"a","inner":[{"Major":8,"new":{"Name":1}}],"one":{"Major":1},"size":7,"x":null}`))
+	f.Add([]byte(`{"inner":null,"one":{"a":1,"b":"\u00e4"}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var got, want outer
+		if Unmarshal(data, &got) != nil {
+			return
+		}
+		if err := json.Unmarshal(data, &want); err != nil {
+			t.Fatalf("%s: %v", data, err)
+		}
+		require.Equal(t, fmt.Sprintf("%+v", want), fmt.Sprintf("%+v", got))
+	})
 }

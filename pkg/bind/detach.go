@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/atroot"
-	"isula.org/syscontainer-hooks/internal/eintr"
+	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/hostpath"
 	"isula.org/syscontainer-hooks/internal/mountns"
 	"isula.org/syscontainer-hooks/internal/mounttable"
@@ -103,7 +103,7 @@ func (t *Transfer) unmount(ns *os.File, a *Attachment, parent *os.File, name str
 		return err
 	}
 	if a.Source != "" { // the base has no source, and PlanBase saw that nothing else was mounted on its place
-		entry, err := os.OpenFile(filepath.Join(t.midPath(), a.entry()), unix.O_PATH|unix.O_NOFOLLOW, 0)
+		entry, err := kernel.Open(filepath.Join(t.midPath(), a.entry()), unix.O_PATH|unix.O_NOFOLLOW)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -119,7 +119,7 @@ func (t *Transfer) unmount(ns *os.File, a *Attachment, parent *os.File, name str
 		if err := unix.Fchdir(int(parent.Fd())); err != nil {
 			return err
 		}
-		return eintr.Do(func() error { return unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+		return kernel.Do(func() error { return unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
 	})
 }
 

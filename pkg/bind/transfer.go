@@ -14,7 +14,7 @@ import (
 
 	"isula.org/syscontainer-hooks/internal/atomicfile"
 	"isula.org/syscontainer-hooks/internal/atroot"
-	"isula.org/syscontainer-hooks/internal/eintr"
+	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/mounttable"
 )
 
@@ -170,7 +170,7 @@ func (t *Transfer) export(spec Spec, source *os.File) error {
 
 // exportTo mounts a copy of source on the entry in dir and gives a handle on that mount.
 func (t *Transfer) exportTo(dir string, spec Spec, source *os.File) (*os.File, error) {
-	parent, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	parent, err := kernel.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +235,7 @@ func (t *Transfer) Remove() error {
 }
 
 func removeEntries(path string) error {
-	dir, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	dir, err := kernel.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -274,7 +274,7 @@ func removeEntry(dir *os.File, name string) error {
 			return unlinkEntry(dir, name)
 		}
 		path := filepath.Join(dir.Name(), name)
-		err = eintr.Do(func() error { return unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+		err = kernel.Do(func() error { return unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
 		if err != nil {
 			return &fs.PathError{Op: "unmount", Path: path, Err: err}
 		}

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"isula.org/syscontainer-hooks/internal/eintr"
+	"isula.org/syscontainer-hooks/internal/kernel"
 )
 
 // ErrCgroupV2 is the cause when only a program attached to a version 2 cgroup governs the container's devices.
@@ -70,7 +70,14 @@ type Rule struct {
 }
 
 func (r Rule) String() string {
-	return fmt.Sprintf("%s %d:%d %s", r.Type, r.Major, r.Minor, r.Access)
+	line := make([]byte, 0, 32)
+	line = append(line, r.Type...)
+	line = append(line, ' ')
+	line = strconv.AppendUint(line, uint64(r.Major), 10)
+	line = append(line, ':')
+	line = strconv.AppendUint(line, uint64(r.Minor), 10)
+	line = append(line, ' ')
+	return string(append(line, r.Access.String()...))
 }
 
 // Cgroup is a container's cgroup as far as it governs devices. Today that is a cgroup of the version 1 devices controller;
@@ -150,7 +157,7 @@ func (c *Cgroup) write(name string, rules []Rule) error {
 		if rule.Type != Char && rule.Type != Block {
 			return fmt.Errorf("write %s: rule %q: unknown device type", f.Name(), rule)
 		}
-		_, err := eintr.Value(func() (int, error) { return unix.Write(int(f.Fd()), []byte(rule.String())) })
+		_, err := kernel.Value(func() (int, error) { return unix.Write(int(f.Fd()), []byte(rule.String())) })
 		if errors.Is(err, unix.EPERM) {
 			err = fmt.Errorf("%w: the parent cgroup does not allow this device", err)
 		}
@@ -162,14 +169,7 @@ func (c *Cgroup) write(name string, rules []Rule) error {
 }
 
 func (c *Cgroup) open(name string, flags int) (*os.File, error) {
-	path := c.dir.Name() + "/" + name
-	fd, err := eintr.Value(func() (int, error) {
-		return unix.Openat(int(c.dir.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	})
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
+	return kernel.OpenAt(c.dir, name, flags|unix.O_NOFOLLOW, 0)
 }
 
 // wildcard stands for any number in a listed entry. No device number has 32 bits.

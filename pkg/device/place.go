@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/atroot"
-	"isula.org/syscontainer-hooks/internal/eintr"
+	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/mountns"
 	"isula.org/syscontainer-hooks/internal/mounttable"
 )
@@ -292,6 +292,6 @@ func (c Container) unmountNode(parent *os.File, name string) error {
 		if err := unix.Fchdir(int(parent.Fd())); err != nil {
 			return err
 		}
-		return eintr.Do(func() error { return unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+		return kernel.Do(func() error { return unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
 	})
 }
