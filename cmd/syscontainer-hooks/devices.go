@@ -34,8 +34,10 @@ func (p *program) planDevices() error {
 	nodes := make([]device.Node, 0, len(p.record.Devices))
 	rules := make([]device.Rule, 0, len(p.record.Devices))
 	p.renewed = make(map[string]numbers)
+	var finder device.Finder
+	defer finder.Close()
 	for _, entry := range p.record.Devices {
-		node, rule, err := p.resolve(entry)
+		node, rule, err := p.resolve(&finder, entry)
 		if err != nil {
 			return fmt.Errorf("device %s: %w", entry.PathOnHost, err)
 		}
@@ -63,8 +65,8 @@ func (p *program) planDevices() error {
 }
 
 // resolve turns an entry of the record into the node and the permission that it stands for today.
-func (p *program) resolve(entry store.Device) (device.Node, device.Rule, error) {
-	host, err := device.Lookup(entry.PathOnHost)
+func (p *program) resolve(finder *device.Finder, entry store.Device) (device.Node, device.Rule, error) {
+	host, err := finder.Lookup(entry.PathOnHost)
 	if err != nil {
 		return device.Node{}, device.Rule{}, err
 	}

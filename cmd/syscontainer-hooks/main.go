@@ -104,7 +104,7 @@ var endSignals = []os.Signal{unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGTER
 func settle() error {
 	os.Clearenv()
 	time.Local = time.UTC // and never the file that TZ names
-	unix.Umask(0o022)
+	unix.Umask(0)         // every mode here is meant as it is
 	signal.Ignore(unix.SIGPIPE)
 	if err := os.Chdir("/"); err != nil {
 		return fmt.Errorf("change to /: %w", err)

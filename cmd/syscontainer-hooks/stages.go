@@ -118,6 +118,7 @@ func (p *program) begin(ctx context.Context, stdin *os.File) error {
 	if p.transfer, err = bind.NewTransfer(p.state.ID); err != nil {
 		return err
 	}
+	<-p.signalsCaught // nothing is left behind until here
 	p.journal, err = journal.Open[intent](ctx, journalDir, p.state.ID)
 	return err
 }

@@ -117,7 +117,7 @@ func Mkdir(dir *os.File, name string, owner Owner) (*os.File, error) {
 		return nil, openErr
 	}
 	if err == nil {
-		if err := Own(made, owner, 0o755); err != nil {
+		if err := ensureOwn(made, owner, 0o755); err != nil {
 			made.Close()
 			return nil, err
 		}
@@ -143,6 +143,15 @@ func CreateFile(dir *os.File, name string, owner Owner, mode uint32) error {
 		return err
 	}
 	defer f.Close()
+	return Own(f, owner, mode)
+}
+
+// ensureOwn is Own where the inode may have come out right already.
+func ensureOwn(f *os.File, owner Owner, mode uint32) error {
+	stat, err := Stat(f)
+	if err != nil || stat.Mode&0o7777 == mode && int(stat.Uid) == owner.UID && int(stat.Gid) == owner.GID {
+		return err
+	}
 	return Own(f, owner, mode)
 }
 

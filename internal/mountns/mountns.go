@@ -17,11 +17,7 @@ import (
 // Inside, only handles opened before name anything on the host, paths are the container's: f must not open a path, start a
 // program or start a goroutine that does.
 func Do(ns *os.File, f func() error) error {
-	return onOwnThread(func() error {
-		// setns(2): a thread that shares its root and working directory with others cannot change its mount namespace.
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return fmt.Errorf("unshare fs: %w", err)
-		}
+	return OwnThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
 			return fmt.Errorf("enter mount namespace: %w", err)
 		}
@@ -32,8 +28,8 @@ func Do(ns *os.File, f func() error) error {
 // DoPrivate runs f like Do, inside a new mount namespace that is a private copy of this one and vanishes with the last handle
 // on what was mounted there.
 func DoPrivate(f func() error) error {
-	return onOwnThread(func() error {
-		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+	return OwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return fmt.Errorf("unshare mount namespace: %w", err)
 		}
 		if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
@@ -43,16 +39,20 @@ func DoPrivate(f func() error) error {
 	})
 }
 
-// onOwnThread runs f on a thread that is never used for anything else: it stays locked, so that the runtime ends it. The
-// leader of the thread group cannot end and would stay in the container for ever, and with it /proc/self. A goroutine that
+// OwnThread runs f on a thread that is never used for anything else, and waits for it: it stays locked, so that the runtime
+// ends it. It has a root and working directory, a umask and file system ids of its own, to change as f likes. The leader of the thread group cannot end and would stay in the container for ever, and with it /proc/self. A goroutine that
 // finds itself on the leader keeps it busy while another one, which then cannot get the leader, does the work.
-func onOwnThread(f func() error) error {
+func OwnThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			result <- onOwnThread(f)
+			result <- OwnThread(f)
 			runtime.UnlockOSThread()
+			return
+		}
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			result <- fmt.Errorf("unshare fs: %w", err)
 			return
 		}
 		result <- f()

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/atroot"
-	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/hostpath"
+	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/mountns"
 	"isula.org/syscontainer-hooks/internal/mounttable"
 )

@@ -4,6 +4,8 @@ package device
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
@@ -42,14 +44,27 @@ type Host struct {
 // as those in /dev/disk/by-id are followed where root alone can have put them, links of procfs never. The device itself is
 // not opened.
 func Lookup(path string) (*Host, error) {
-	f, err := hostpath.Open(path)
+	var finder Finder
+	defer finder.Close()
+	return finder.Lookup(path)
+}
+
+// Finder looks up many devices: each directory is resolved only once. The zero value is ready to use.
+type Finder struct{ dirs map[string]*os.File }
+
+// Close closes the directories.
+func (f *Finder) Close() {
+	for _, dir := range f.dirs {
+		dir.Close()
+	}
+	f.dirs = nil
+}
+
+// Lookup is like the function of that name.
+func (f *Finder) Lookup(path string) (*Host, error) {
+	stat, err := f.stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("look up host device: %w", err)
-	}
-	defer f.Close()
-	stat, err := atroot.Stat(f)
-	if err != nil {
-		return nil, err
 	}
 	host := &Host{
 		Path:  path,
@@ -69,10 +84,52 @@ func Lookup(path string) (*Host, error) {
 		return nil, fmt.Errorf("look up host device: %s is 0:0, which no driver has and overlayfs takes for a whiteout", path)
 	}
 	if selinux.GetEnabled() {
-		host.Label, err = selinux.LfileLabel(fmt.Sprintf("/proc/thread-self/fd/%d", f.Fd()))
-		if err != nil {
+		if host.Label, err = label(path); err != nil {
 			return nil, fmt.Errorf("look up label of host device %s: %w", path, err)
 		}
 	}
 	return host, nil
+}
+
+func (f *Finder) stat(path string) (*unix.Stat_t, error) {
+	if filepath.IsAbs(path) && filepath.Clean(path) == path {
+		dir, err := f.dir(filepath.Dir(path))
+		if err != nil {
+			return nil, err
+		}
+		stat, err := atroot.StatName(dir, filepath.Base(path))
+		if err != nil || stat.Mode&unix.S_IFMT != unix.S_IFLNK {
+			return stat, err
+		}
+	}
+	device, err := hostpath.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer device.Close()
+	return atroot.Stat(device)
+}
+
+func (f *Finder) dir(path string) (*os.File, error) {
+	if dir := f.dirs[path]; dir != nil {
+		return dir, nil
+	}
+	dir, err := hostpath.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if f.dirs == nil {
+		f.dirs = make(map[string]*os.File)
+	}
+	f.dirs[path] = dir
+	return dir, nil
+}
+
+func label(path string) (string, error) {
+	device, err := hostpath.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer device.Close()
+	return selinux.LfileLabel(fmt.Sprintf("/proc/thread-self/fd/%d", device.Fd()))
 }

@@ -9,7 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
+	"runtime"
 	"strings"
 
 	"github.com/opencontainers/selinux/go-selinux"
@@ -93,7 +93,7 @@ func (c Container) Plan(nodes []Node) ([]Placement, error) {
 
 // checkNodes refuses what could only end in a surprise: paths that are not clean, that stand twice, or that contain another.
 func checkNodes(nodes []Node) error {
-	paths := make([]string, 0, len(nodes))
+	paths := make(map[string]bool, len(nodes))
 	for _, node := range nodes {
 		if err := CheckPath(node.Path); err != nil {
 			return err
@@ -104,14 +104,16 @@ func checkNodes(nodes []Node) error {
 		if node.Type == Char && node.Major == 0 && node.Minor == 0 {
 			return fmt.Errorf("container path %s: 0:0 is what overlayfs takes for a whiteout", node.Path)
 		}
-		paths = append(paths, node.Path)
+		if paths[node.Path] {
+			return fmt.Errorf("container path %s stands twice", node.Path)
+		}
+		paths[node.Path] = true
 	}
-	slices.SortFunc(paths, func(a, b string) int { // "/a/b" right behind "/a", whatever "/a-" is
-		return strings.Compare(strings.ReplaceAll(a, "/", "\x00"), strings.ReplaceAll(b, "/", "\x00"))
-	})
-	for i := 1; i < len(paths); i++ {
-		if paths[i] == paths[i-1] || strings.HasPrefix(paths[i], paths[i-1]+"/") {
-			return fmt.Errorf("container paths %s and %s exclude each other", paths[i-1], paths[i])
+	for path := range paths {
+		for dir := filepath.Dir(path); dir != "/"; dir = filepath.Dir(dir) {
+			if paths[dir] {
+				return fmt.Errorf("container paths %s and %s exclude each other", dir, path)
+			}
 		}
 	}
 	return nil
@@ -183,12 +185,56 @@ func isMount(dir *os.File, name string) (bool, error) {
 	return root, err
 }
 
-// create makes the node under name, which must be free, in dir. It has its mode and owner before the name can open it, and is
-// looked at before either is set: the directory may be the container's to write.
-func (n *Node) create(dir *os.File, name string) error {
-	if err := unix.Mknodat(int(dir.Fd()), name, n.Type.format(), int(n.rdev())); err != nil {
+// maker makes nodes with the file system group of this thread set to theirs: so a node of root's comes out as it shall be from
+// one system call, as far as the umask leaves its mode alone.
+type maker struct{ gid int }
+
+// newMaker locks the calling goroutine to its thread until done is called.
+func newMaker() (m *maker, done func()) {
+	runtime.LockOSThread()
+	m = &maker{}
+	return m, func() {
+		m.setGID(0)
+		runtime.UnlockOSThread()
+	}
+}
+
+func (m *maker) setGID(gid int) {
+	if m.gid != gid {
+		_, _ = unix.SetfsgidRetGid(gid) // cannot report an error; what comes out tells
+		m.gid = gid
+	}
+}
+
+// create makes the node under name, which must be free, in dir, which may be the container's to write: so it looks at what it
+// made before it relies on it. A node that waits under a temporary name has no mode until it is done; see isUnfinished.
+func (m *maker) create(n *Node, dir *os.File, name string, temporary bool) error {
+	mode := n.Type.format()
+	if !temporary {
+		mode |= n.Mode
+	}
+	m.setGID(n.GID)
+	if err := unix.Mknodat(int(dir.Fd()), name, mode, int(n.rdev())); err != nil {
 		return &fs.PathError{Op: "mknod", Path: filepath.Join(dir.Name(), name), Err: err}
 	}
+	stat, err := atroot.StatName(dir, name)
+	if err != nil {
+		return err
+	}
+	if n.is(stat) && n.Label == "" {
+		return nil
+	}
+	return n.finish(dir, name)
+}
+
+// createFile makes an empty file to mount a node on.
+func (m *maker) createFile(dir *os.File, name string, owner atroot.Owner) error {
+	m.setGID(0)
+	return atroot.CreateFile(dir, name, owner, 0)
+}
+
+// finish gives the node that was made under name its label, owner and mode, by a handle that nobody can exchange.
+func (n *Node) finish(dir *os.File, name string) error {
 	f, err := atroot.OpenName(dir, name)
 	if err != nil {
 		return err

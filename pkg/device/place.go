@@ -25,14 +25,24 @@ import (
 // a node on a file system of the host is mounted on it. The device is usable there all the same; who may use it is up to the
 // cgroup. Since Linux 5.6; with such mounts since 5.2 as well.
 func (c Container) Place(placements []Placement) error {
-	dirs := newDirCache(c.Root)
-	defer dirs.close()
-	var mounts []mount
+	mounts, err := c.place(placements)
 	defer func() {
 		for _, m := range mounts {
 			m.target.Close()
 		}
 	}()
+	if err != nil || len(mounts) == 0 {
+		return err
+	}
+	return c.mountNodes(mounts)
+}
+
+// place makes the nodes, and files for those that have to be mounted, which it gives back.
+func (c Container) place(placements []Placement) (mounts []mount, err error) {
+	maker, done := newMaker()
+	defer done()
+	dirs := newDirCache(c.Root)
+	defer dirs.close()
 	owner := atroot.Owner{UID: c.UID, GID: c.GID}
 	for _, p := range placements {
 		dir, err := dirs.locate(filepath.Dir(p.Path))
@@ -41,23 +51,20 @@ func (c Container) Place(placements []Placement) error {
 		}
 		var target *os.File
 		if err == nil {
-			target, err = p.place(dir, owner)
+			target, err = p.place(maker, dir, owner)
 		}
 		if err != nil {
-			return fmt.Errorf("container path %s: %w", p.Path, err)
+			return mounts, fmt.Errorf("container path %s: %w", p.Path, err)
 		}
 		if target != nil {
 			mounts = append(mounts, mount{p.Node, target})
 		}
 	}
-	if len(mounts) == 0 {
-		return nil
-	}
-	return c.mountNodes(mounts)
+	return mounts, nil
 }
 
 // place makes the node or, where it cannot work, a file to mount it on, of which it gives a handle.
-func (p *Placement) place(dir *directory, owner atroot.Owner) (target *os.File, err error) {
+func (p *Placement) place(maker *maker, dir *directory, owner atroot.Owner) (target *os.File, err error) {
 	name := filepath.Base(p.Path)
 	temp := name
 	if p.Aside != "" {
@@ -65,11 +72,11 @@ func (p *Placement) place(dir *directory, owner atroot.Owner) (target *os.File, 
 	}
 	err = unix.EOVERFLOW
 	if !dir.nodev {
-		err = p.create(dir.Anchor, temp)
+		err = maker.create(&p.Node, dir.Anchor, temp, p.Aside != "")
 	}
 	isFile := atroot.IsOverflow(err)
 	if isFile {
-		err = atroot.CreateFile(dir.Anchor, temp, owner, 0)
+		err = maker.createFile(dir.Anchor, temp, owner)
 	}
 	if err == nil && p.Aside != "" {
 		err = unix.Renameat2(int(dir.Anchor.Fd()), temp, int(dir.Anchor.Fd()), name, unix.RENAME_EXCHANGE)
@@ -213,7 +220,7 @@ func (c Container) mountNodes(mounts []mount) error {
 		defer dir.Close()
 		for i, m := range mounts {
 			name := strconv.Itoa(i)
-			if err := m.node.create(dir, name); err != nil {
+			if err := new(maker).create(&m.node, dir, name, false); err != nil {
 				return err
 			}
 			fd, err := unix.OpenTree(int(dir.Fd()), name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
