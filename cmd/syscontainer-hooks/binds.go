@@ -7,22 +7,17 @@ import (
 	"errors"
 
 	"isula.org/syscontainer-hooks/pkg/bind"
-	"isula.org/syscontainer-hooks/pkg/store"
 )
 
 // bindContainer is the container as package bind sees it.
-func (p *program) bindContainer() bind.Container {
-	c := p.container
+func (r *restoration) bindContainer() bind.Container {
+	c := r.container
 	return bind.Container{Root: c.Root, HostRoot: c.HostRoot, MountNS: c.MountNS, UID: c.RootUID, GID: c.RootGID}
 }
 
-func (p *program) planBinds() error {
-	specs := make([]bind.Spec, 0, len(p.record.Binds))
-	for _, line := range p.record.Binds {
-		b, err := store.ParseBind(line)
-		if err != nil {
-			return err
-		}
+func (r *restoration) planBinds() (err error) {
+	specs := make([]bind.Spec, 0, len(r.binds))
+	for _, b := range r.binds {
 		specs = append(specs, bind.Spec{
 			Source:      b.HostPath,
 			Target:      b.ContainerPath,
@@ -30,48 +25,75 @@ func (p *program) planBinds() error {
 			Propagation: bind.Propagation(b.Propagation),
 		})
 	}
-	var err error
-	if p.intent.Base, err = p.transfer.PlanBase(p.bindContainer()); err != nil {
+	if r.intent.Base, err = r.transfer.PlanBase(r.bindContainer()); err != nil {
 		return err
 	}
-	p.intent.Binds, err = p.transfer.Plan(p.bindContainer(), specs)
+	r.intent.Binds, err = r.transfer.Plan(r.bindContainer(), specs)
 	return err
 }
 
-func (p *program) attachBase(ctx context.Context) error {
-	if p.intent.Base == nil {
+// baseAttached tells whether the container has its part of the transfer layout: it has been restored before.
+func (r *restoration) baseAttached() bool {
+	base, err := r.transfer.PlanBase(r.bindContainer())
+	return err == nil && base == nil
+}
+
+func (r *restoration) attachBase(ctx context.Context) error {
+	if r.intent.Base == nil {
 		return nil
 	}
-	if err := p.transfer.Prepare(ctx); err != nil {
+	if err := r.transfer.Prepare(ctx); err != nil {
 		return err
 	}
-	return p.transfer.AttachBase(p.bindContainer())
+	return r.transfer.AttachBase(r.bindContainer())
 }
 
-// detachBase removes the transfer layout on the host too, whether a journal lists it or not: the id is proof enough.
-func (p *program) detachBase(context.Context) error {
-	var err error
-	if p.container != nil && p.intent.Base != nil {
-		err = p.transfer.Detach(p.bindContainer(), []bind.Attachment{*p.intent.Base})
-	}
-	return errors.Join(err, p.transfer.Remove())
-}
-
-func (p *program) attachBinds(context.Context) error {
-	if len(p.intent.Binds) == 0 {
+// detachBase removes the transfer layout on the host too, whether a journal lists it or not: the id is proof enough. It leaves
+// it to a live container that had it before.
+func (r *restoration) detachBase(context.Context) error {
+	live := r.container != nil && r.container.MountNS != nil
+	if live && r.intent.Base == nil && r.baseAttached() {
 		return nil
 	}
-	return p.transfer.Attach(p.bindContainer(), p.intent.Binds)
+	var err error
+	if r.container != nil && r.intent.Base != nil {
+		err = r.transfer.Detach(r.bindContainer(), []bind.Attachment{*r.intent.Base})
+	}
+	return errors.Join(err, r.transfer.Remove())
 }
 
-// detachBinds keeps the host directories that a finished run has made: the container may have put something there.
-func (p *program) detachBinds(context.Context) error {
-	var err error
-	if p.container != nil {
-		err = p.transfer.Detach(p.bindContainer(), p.intent.Binds)
+// makeSources writes down what it has made: by its inode a later run knows it from what others put there.
+func (r *restoration) makeSources(context.Context) error {
+	if len(r.intent.Binds) == 0 {
+		return nil
 	}
-	if !p.intent.Done {
-		err = errors.Join(err, bind.RemoveSources(p.intent.Binds))
+	err := r.bindContainer().MakeSources(r.intent.Binds)
+	for _, a := range r.intent.Binds {
+		if len(a.Made) > 0 {
+			return errors.Join(err, r.journal.Append(r.intent))
+		}
 	}
 	return err
+}
+
+// removeSources keeps the host directories of a finished run: the container may have put something there.
+func (r *restoration) removeSources(context.Context) error {
+	if r.intent.Done {
+		return nil
+	}
+	return bind.RemoveSources(r.intent.Binds)
+}
+
+func (r *restoration) attachBinds(context.Context) error {
+	if len(r.intent.Binds) == 0 {
+		return nil
+	}
+	return r.transfer.Attach(r.bindContainer(), r.intent.Binds)
+}
+
+func (r *restoration) detachBinds(context.Context) error {
+	if r.container == nil {
+		return nil
+	}
+	return r.transfer.Detach(r.bindContainer(), r.intent.Binds)
 }

@@ -24,7 +24,7 @@ func TestFailAtEachStep(t *testing.T) {
 		s := newScene(t, userns)
 		warm(t)
 		before, inside := s.host(), s.inside()
-		for _, name := range stepNames((&program{}).restoreSteps()) {
+		for _, name := range stepNames((&restoration{}).restoreSteps()) {
 			for _, kind := range []string{"fail before", "fail after", "panic after"} {
 				if name == "finish" && kind != "fail before" {
 					continue // then all is done, and what the nodes replaced is dropped
@@ -49,7 +49,7 @@ func TestKillAtEachStep(t *testing.T) {
 		s := newScene(t, userns)
 		warm(t)
 		restored, after := s.startAndStop()
-		for _, name := range stepNames((&program{}).restoreSteps()) {
+		for _, name := range stepNames((&restoration{}).restoreSteps()) {
 			for _, kind := range []string{"kill before", "kill after"} {
 				for _, next := range []string{"prestart", "poststop", "poststop without container", "restart"} {
 					note := kind + " " + name + ", then " + next
@@ -82,7 +82,7 @@ func TestKillLeavesNoHostDirectories(t *testing.T) {
 	s := newScene(t, false)
 	warm(t)
 	before := s.host()
-	for _, name := range []string{"share host paths", "save device numbers"} {
+	for _, name := range []string{"make host directories", "share host paths", "save device numbers"} {
 		require.Equal(t, -1, s.hook("kill after:"+name, "prestart").code)
 		require.NotEqual(t, before, s.host())
 		require.Equal(t, result{}, s.hook("", "poststop"))
@@ -136,7 +136,7 @@ func TestPoststopFaults(t *testing.T) {
 		s := newScene(t, userns)
 		warm(t)
 		_, after := s.startAndStop()
-		for _, name := range stepNames((&program{}).removeSteps()) {
+		for _, name := range stepNames((&restoration{}).removeSteps()) {
 			for _, kind := range []string{"fail before", "fail after", "panic after", "kill before", "kill after"} {
 				for _, next := range []string{"poststop", "prestart"} {
 					s.Start()

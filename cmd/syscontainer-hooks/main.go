@@ -15,7 +15,9 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,11 +67,11 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 	case opts.version:
 		fmt.Fprintln(stdout, "syscontainer-hooks", version)
 		return exitOK
-	case opts.relabel:
-		fmt.Fprintln(stderr, "syscontainer-hooks: -with-relabel is not available yet")
-		return exitUsage
 	case opts.stage == "poststart":
 		return exitOK
+	case opts.relabel && opts.stage != "poststop": // the end of a container is not the time to object
+		fmt.Fprintln(stderr, "syscontainer-hooks: -with-relabel is not available yet")
+		return exitUsage
 	}
 	if err := settle(); err != nil {
 		fmt.Fprintln(stderr, "syscontainer-hooks:", err)
@@ -80,21 +82,35 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 	if opts.stage == "poststop" {
 		stage, failure = p.poststop, exitOK
 	}
-	fail := func(err error) { fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err))) }
-	late := fmt.Errorf("not done within %s; -timeout sets another limit", opts.timeout)
-	ctx, cancel := context.WithTimeoutCause(context.Background(), opts.timeout, late)
+	fail := func(err error) {
+		fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err)))
+		if p.log != nil {
+			p.log.Error(err)
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), opts.timeout,
+		fmt.Errorf("not done within %s; -timeout sets another limit", opts.timeout))
 	defer cancel()
 	ctx = p.catchSignals(ctx)
 	// Even taking back can hang, in a system call on a dead file server. What is left then is in the journal.
-	defer time.AfterFunc(opts.timeout+undoTimeout+time.Second, func() {
-		fail(fmt.Errorf("given up: %w", late))
-		os.Exit(failure)
-	}).Stop()
-	if err := protect(func() error { return stage(ctx, stdin) }); err != nil {
-		fail(err)
-		return failure
+	var outcome sync.Once
+	giveUp := func() {
+		time.Sleep(undoTimeout + time.Second)
+		outcome.Do(func() {
+			fmt.Fprintln(stderr, "syscontainer-hooks: given up:", context.Cause(ctx))
+			os.Exit(failure)
+		})
 	}
-	return exitOK
+	defer context.AfterFunc(ctx, giveUp)()
+	err = protect(func() error { return stage(ctx, stdin) })
+	status := exitOK
+	outcome.Do(func() {
+		if err != nil {
+			fail(err)
+			status = failure
+		}
+	})
+	return status
 }
 
 // endSignals end a prestart, after it has taken back what it did, and never a poststop.
@@ -199,10 +215,24 @@ func (o *options) check(operands []string) (err error) {
 
 // oneLine keeps a message to a line of a bearable length. Its first line says what happened; the log has the rest.
 func oneLine(message string) string {
-	message, _, _ = strings.Cut(message, "\n\t")
+	message, _, _ = strings.Cut(message, "\ngoroutine ")
 	message = strings.ReplaceAll(message, "\n", "; ")
+	message = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return -1
+		}
+		return r
+	}, message)
 	if len(message) > maxMessage {
 		message = strings.ToValidUTF8(message[:maxMessage], "") + "…"
 	}
 	return message
+}
+
+// describe is the line for standard error: the container, the step with its resource, and the reason.
+func (p *program) describe(err error) string {
+	if p.state == nil {
+		return fmt.Sprintf("%s: %v", p.options.stage, err)
+	}
+	return fmt.Sprintf("container %s: %s: %v", p.state.ID, p.options.stage, err)
 }

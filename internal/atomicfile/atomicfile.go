@@ -181,7 +181,9 @@ func openAt(dir *os.File, name string, flags int, perm os.FileMode) (*os.File, e
 		return unix.Openat(int(dir.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, uint32(perm))
 	})
 	if err == nil { // os.File would hand what does not block to the poller
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&unix.O_APPEND)
+		if _, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&unix.O_APPEND); err != nil {
+			unix.Close(fd)
+		}
 	}
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}

@@ -40,6 +40,36 @@ func OpenName(dir *os.File, name string) (*os.File, error) {
 	return openat2(dir, name, unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
 }
 
+// Linked tells whether a link is on the way to path beneath root, or at its end.
+func Linked(root *os.File, path string) (bool, error) {
+	f, err := openat2(root, path, 0, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_SYMLINKS)
+	switch {
+	case err == nil:
+		return false, f.Close()
+	case errors.Is(err, unix.ELOOP):
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return Linked(root, filepath.Dir(path))
+	default:
+		return false, err
+	}
+}
+
+// OpenContent opens the directory name in dir for reading, unless it is a link or something is mounted on it. It is for what is
+// on a file system of our own.
+func OpenContent(dir *os.File, name string) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	}
+	full := filepath.Join(dir.Name(), name)
+	fd, err := kernel.Value(func() (int, error) { return unix.Openat2(int(dir.Fd()), name, &how) })
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: full, Err: err}
+	}
+	return os.NewFile(uintptr(fd), full), nil
+}
+
 func openat2(dir *os.File, path string, flags, resolve uint64) (*os.File, error) {
 	how := unix.OpenHow{Flags: flags | unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve}
 	full := filepath.Join(dir.Name(), path)
@@ -112,7 +142,11 @@ func Mkdir(dir *os.File, name string, owner Owner) (*os.File, error) {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, &fs.PathError{Op: "mkdir", Path: filepath.Join(dir.Name(), name), Err: err}
 	}
-	made, openErr := openat2(dir, name, unix.O_NOFOLLOW|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+	resolve := uint64(unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS)
+	if err == nil {
+		resolve |= unix.RESOLVE_NO_XDEV // what is new has nothing mounted on it
+	}
+	made, openErr := openat2(dir, name, unix.O_NOFOLLOW|unix.O_DIRECTORY, resolve)
 	if openErr != nil {
 		return nil, openErr
 	}
@@ -127,23 +161,23 @@ func Mkdir(dir *os.File, name string, owner Owner) (*os.File, error) {
 
 // CreateFile makes the empty file name in dir.
 func CreateFile(dir *os.File, name string, owner Owner, mode uint32) error {
-	err := asOwnerOnOverflow(owner, func() error {
+	fd := -1
+	err := asOwnerOnOverflow(owner, func() (err error) {
 		flags := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
-		fd, err := unix.Openat(int(dir.Fd()), name, flags, 0)
-		if err != nil {
-			return err
-		}
-		return unix.Close(fd)
+		fd, err = unix.Openat(int(dir.Fd()), name, flags, 0)
+		return err
 	})
+	if err == nil {
+		defer unix.Close(fd)
+		err = unix.Fchown(fd, owner.UID, owner.GID)
+	}
+	if err == nil {
+		err = unix.Fchmod(fd, mode)
+	}
 	if err != nil {
 		return &fs.PathError{Op: "create", Path: filepath.Join(dir.Name(), name), Err: err}
 	}
-	f, err := OpenName(dir, name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return Own(f, owner, mode)
+	return nil
 }
 
 // ensureOwn is Own where the inode may have come out right already.
@@ -170,17 +204,52 @@ func Own(f *os.File, owner Owner, mode uint32) error {
 	return nil
 }
 
+// FileSystem tells one file system from another while the container runs, and the container's root file system from all
+// others also when it has been mounted anew: then its number is another one.
+type FileSystem struct {
+	Root bool   // the one that the root directory is on
+	Dev  uint64 // else stat(2)'s st_dev
+}
+
+// FileSystemOf gives the file system of the directory dir beneath root.
+func FileSystemOf(root, dir *os.File) (FileSystem, error) {
+	top, err := Stat(root)
+	if err != nil {
+		return FileSystem{}, err
+	}
+	stat, err := Stat(dir)
+	if err != nil || stat.Dev == top.Dev {
+		return FileSystem{Root: true}, err
+	}
+	return FileSystem{Dev: stat.Dev}, nil
+}
+
+// OpenParent opens the directory that path is in, to remove it. It gives nil when the directory is not there any more, or is one
+// of another file system under the same name.
+func OpenParent(root *os.File, path string, on FileSystem) (*os.File, error) {
+	parent, err := Open(root, filepath.Dir(path), unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	got, err := FileSystemOf(root, parent)
+	if err != nil || got != on {
+		parent.Close()
+		return nil, err
+	}
+	return parent, nil
+}
+
 // RemoveDirs removes the directories paths, outermost first, beneath root. One that is missing, in use or no longer empty
-// stays what it is: then it is not only ours any more. One whose file system is not dev is another one under the same name.
-func RemoveDirs(root *os.File, paths []string, dev uint64) error {
+// stays what it is: then it is not only ours any more.
+func RemoveDirs(root *os.File, paths []string, on FileSystem) error {
 	var errs []error
 	for _, path := range slices.Backward(paths) {
-		parent, err := Open(root, filepath.Dir(path), unix.O_DIRECTORY)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			continue
-		}
-		if err == nil {
-			err = RemoveDir(parent, filepath.Base(path), dev)
+		parent, err := OpenParent(root, path, on)
+		if parent != nil {
+			err = RemoveDir(parent, filepath.Base(path))
 			parent.Close()
 		}
 		if err != nil {
@@ -191,10 +260,7 @@ func RemoveDirs(root *os.File, paths []string, dev uint64) error {
 }
 
 // RemoveDir is RemoveDirs for the entry name of parent.
-func RemoveDir(parent *os.File, name string, dev uint64) error {
-	if stat, err := Stat(parent); err != nil || stat.Dev != dev {
-		return err
-	}
+func RemoveDir(parent *os.File, name string) error {
 	err := unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR)
 	switch {
 	case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EBUSY),

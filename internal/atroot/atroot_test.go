@@ -90,18 +90,19 @@ func TestLocateAndMakeParent(t *testing.T) {
 	place.Anchor.Close()
 	require.NoDirExists(t, root.Name()+"/nowhere")
 
-	stat, err := Stat(root)
+	on, err := FileSystemOf(root, root)
 	require.NoError(t, err)
+	require.Equal(t, FileSystem{Root: true}, on)
 	made := []string{"/link/b/c", "/link/b/c/d"}
-	require.NoError(t, RemoveDirs(root, made, stat.Dev+1), "another file system")
+	require.NoError(t, RemoveDirs(root, made, FileSystem{Dev: 1}), "another file system")
 	require.DirExists(t, root.Name()+"/a/b/c/d")
 	require.NoError(t, os.WriteFile(root.Name()+"/a/b/c/keep", nil, 0o600))
-	require.NoError(t, RemoveDirs(root, made, stat.Dev))
+	require.NoError(t, RemoveDirs(root, made, on))
 	require.NoDirExists(t, root.Name()+"/a/b/c/d")
 	require.FileExists(t, root.Name()+"/a/b/c/keep", "a directory that is no longer empty stays")
 	require.NoError(t, os.Remove(root.Name()+"/a/b/c/keep"))
-	require.NoError(t, RemoveDirs(root, made, stat.Dev))
-	require.NoError(t, RemoveDirs(root, made, stat.Dev))
+	require.NoError(t, RemoveDirs(root, made, on))
+	require.NoError(t, RemoveDirs(root, made, on))
 	require.NoDirExists(t, root.Name()+"/a/b/c")
 }
 

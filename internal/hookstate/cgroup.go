@@ -72,16 +72,16 @@ func cgroupPath(data []byte, controller string) (string, bool) {
 }
 
 // matchCgroup cuts the path of the process's cgroup down to the cgroup that the specification configures: the process may
-// have moved itself below, and lcr appends -1, -2 … to a name that is taken. Without a configured path the name has to hold
-// the container's id. What does not match is another container's.
+// have moved itself below, and lcr appends -1, -2 … to a name that is taken. Without a configured path it is the
+// deepest one named after the container, by itself or as a systemd scope. What does not match is another container's.
 func matchCgroup(path, configured, id string) (string, error) {
 	names := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	if !strings.HasPrefix(path, "/") || slices.Contains(names, "..") || slices.Contains(names, "") {
 		return "", fmt.Errorf("cgroup %q: no path inside the hierarchy", path)
 	}
 	if configured == "" {
-		for i, name := range names {
-			if strings.Contains(name, id) {
+		for i, name := range slices.Backward(names) {
+			if unit := strings.TrimSuffix(name, ".scope"); unit == id || unit != name && strings.HasSuffix(unit, "-"+id) {
 				return "/" + strings.Join(names[:i+1], "/"), nil
 			}
 		}

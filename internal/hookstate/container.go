@@ -45,7 +45,16 @@ type Container struct {
 type Instance struct {
 	Pid       int64  `json:"pid"`
 	StartTime uint64 `json:"startTime"` // of the process, in clock ticks since boot, proc_pid_stat(5)
-	MountNS   uint64 `json:"mountNS"`   // inode of the mount namespace
+}
+
+// Alive tells whether the run goes on.
+func (i Instance) Alive() bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", i.Pid))
+	if err != nil {
+		return false
+	}
+	state, start, err := parseStat(stat)
+	return err == nil && start == i.StartTime && state != 'Z' && state != 'X'
 }
 
 // Open pins the container that the state and the specification describe, and makes sure that it is one: a live process in a
@@ -125,7 +134,7 @@ func (c *Container) openProcess(pid int64) (err error) {
 	if theirs.Ino == ours.Ino {
 		return errors.New("it has the mount namespace of the host")
 	}
-	c.Instance = Instance{Pid: pid, MountNS: theirs.Ino}
+	c.Instance = Instance{Pid: pid}
 	return nil
 }
 

@@ -141,6 +141,7 @@ func TestMatchCgroup(t *testing.T) {
 		{"/a.slice/abc.slice", "a.slice::abc.slice", "/a.slice/abc.slice"},
 		{"/abc", "", "/abc"},
 		{"/machine/libpod-abc.scope/x", "", "/machine/libpod-abc.scope"},
+		{"/abc/x/abc", "", "/abc/x/abc"},
 	} {
 		got, err := matchCgroup(test.path, test.configured, "abc")
 		require.NoError(t, err, test)
@@ -163,6 +164,9 @@ func TestMatchCgroup(t *testing.T) {
 		{"/x.slice/abc.scope", "x.slice:abc"},
 		{"/x.slice/abc.scope", "x.slice::"},
 		{"/other", ""},
+		{"/abcd", ""},
+		{"/system.slice/abc.service", ""},
+		{"/system.slice/x-abc", ""},
 	} {
 		_, err := matchCgroup(test.path, test.configured, "abc")
 		require.Error(t, err, test)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,8 +34,13 @@ type State struct {
 	BundlePath string `json:"bundlePath"`
 }
 
-// ReadState reads and checks the state. It waits for the end of f until ctx is done.
+// stdinTimeout is how long a runtime may take to write the state.
+const stdinTimeout = 5 * time.Second
+
+// ReadState reads and checks the state. It waits for the end of f until ctx is done, and not longer than 5 seconds.
 func ReadState(ctx context.Context, f *os.File) (*State, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, stdinTimeout, errors.New("it does not end"))
+	defer cancel()
 	data, err := readAll(ctx, f)
 	if err != nil {
 		return nil, fmt.Errorf("read state from standard input: %w", err)

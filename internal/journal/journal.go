@@ -70,10 +70,9 @@ func (j *Journal[E]) read() error {
 	whole := data[:bytes.LastIndexByte(data, '\n')+1]
 	for line := range bytes.Lines(whole) {
 		var entry E
-		if err := json.Unmarshal(line, &entry); err != nil {
-			return err
+		if json.Unmarshal(line, &entry) == nil { // a damaged line must not keep the others from being taken back
+			j.Entries = append(j.Entries, entry)
 		}
-		j.Entries = append(j.Entries, entry)
 	}
 	if len(whole) < len(data) {
 		return j.file.Truncate(int64(len(whole)))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +46,11 @@ func DoPrivate(f func() error) error {
 func OwnThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
+		defer func() { // nobody else could: it is another goroutine
+			if r := recover(); r != nil {
+				result <- fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			}
+		}()
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			result <- OwnThread(f)

@@ -40,15 +40,13 @@ func Run(ctx context.Context, steps []Step, undoTimeout time.Duration, observe O
 		return err
 	}
 	for i, step := range steps {
-		err := ctx.Err()
-		if err == nil {
-			err = timed(ctx, step.Name, false, step.Do, observe)
+		do := step.Do
+		if ctx.Err() != nil {
+			do = context.Cause
 		}
+		err := timed(ctx, step.Name, false, do, observe)
 		if err == nil {
 			continue
-		}
-		if ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
-			err = errors.Join(err, context.Cause(ctx))
 		}
 		return errors.Join(&StepError{step.Name, err}, undo(ctx, steps[:i+1], undoTimeout, observe))
 	}
@@ -100,6 +98,9 @@ func timed(
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+		if end := context.Cause(ctx); end != nil && err != nil && !errors.Is(err, end) {
+			err = errors.Join(err, end)
 		}
 		observe(name, undo, time.Since(start), err)
 	}()

@@ -46,20 +46,31 @@ type Attachment struct {
 	// Dirs are the directories to be made in the container, outermost first; the mount point is the last one, or a file.
 	Dirs []string `json:"dirs,omitempty"`
 	File bool     `json:"file,omitempty"` // the mount point is a file to be made
-	Dev  uint64   `json:"dev"`            // the file system, stat(2)'s st_dev, of what is made
+	// The file system that they are made on: the one of the root directory, else the one of this number.
+	OnRoot bool   `json:"onRoot,omitempty"`
+	Dev    uint64 `json:"dev,omitempty"`
 
-	HostDirs []string `json:"hostDirs,omitempty"` // directories and mount points to be made on the host, outermost first
+	Made []HostPath `json:"made,omitempty"` // what MakeSources has made on the host, outermost first
+
+	mount  int  // the mount that the mount point is on; only within one process
+	linked bool // a link is on the way to it
+	inner  bool // the mount point is inside another shared path
+}
+
+func (a *Attachment) on() atroot.FileSystem { return atroot.FileSystem{Root: a.OnRoot, Dev: a.Dev} }
+
+// HostPath is a directory or file that was made on the host.
+type HostPath struct {
+	Path string `json:"path"`
+	Dev  uint64 `json:"dev"`
+	Ino  uint64 `json:"ino"`
 }
 
 // PlanBase works out what AttachBase changes in the container. It is nil when the container's part is mounted there already.
 func (t *Transfer) PlanBase(c Container) (*Attachment, error) {
 	base, err := atroot.OpenName(c.Root, filepath.Base(Dir))
 	if errors.Is(err, fs.ErrNotExist) {
-		stat, err := atroot.Stat(c.hostRoot())
-		if err != nil {
-			return nil, err
-		}
-		return &Attachment{Spec: Spec{Target: Dir}, Dirs: []string{Dir}, Dev: stat.Dev}, nil
+		return &Attachment{Spec: Spec{Target: Dir}, Dirs: []string{Dir}, OnRoot: true}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -77,7 +88,7 @@ func (t *Transfer) PlanBase(c Container) (*Attachment, error) {
 		return nil, err
 	}
 	if !mounted {
-		return &Attachment{Spec: Spec{Target: Dir}, Dev: stat.Dev}, nil
+		return &Attachment{Spec: Spec{Target: Dir}, OnRoot: true}, nil
 	}
 	part, err := hostpath.Open(t.masterPath())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -124,19 +135,17 @@ func (t *Transfer) Plan(c Container, specs []Spec) ([]Attachment, error) {
 		return nil, err
 	}
 	specs = slices.Clone(specs)
-	slices.SortStableFunc(specs, func(a, b Spec) int { return cmp.Compare(filepath.Clean(a.Target), filepath.Clean(b.Target)) })
+	for i := range specs {
+		specs[i].Target = filepath.Clean(specs[i].Target)
+	}
+	slices.SortFunc(specs, func(a, b Spec) int { return cmp.Compare(a.Target, b.Target) })
 	attachments := make([]Attachment, 0, len(specs))
 	for i, spec := range specs {
 		a := Attachment{Spec: spec}
+		a.inner = outerOf(specs[:i], spec.Target) >= 0
 		isDir, err := a.planSource()
-		outer := outerOf(specs[:i], spec.Target)
-		switch {
-		case err != nil:
-		case outer < 0:
+		if err == nil && !a.inner {
 			err = a.planTarget(c.Root, isDir)
-		default: // the mount point is inside another shared path, and so on the host
-			inner, _ := strings.CutPrefix(filepath.Clean(spec.Target), filepath.Clean(specs[outer].Target))
-			a.HostDirs = append(a.HostDirs, missingOnHost(filepath.Join(specs[outer].Source, inner))...)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("share %s: %w", spec, err)
@@ -146,18 +155,21 @@ func (t *Transfer) Plan(c Container, specs []Spec) ([]Attachment, error) {
 	return attachments, nil
 }
 
-// outerOf gives the index of a spec whose container path holds target, -1 when there is none.
+// outerOf gives the index of the innermost spec whose container path holds target, -1 when there is none. The specs are sorted
+// by their container paths, those of Clean.
 func outerOf(specs []Spec, target string) int {
-	return slices.IndexFunc(specs, func(s Spec) bool {
-		return strings.HasPrefix(filepath.Clean(target), filepath.Clean(s.Target)+"/")
-	})
+	for i, spec := range slices.Backward(specs) {
+		if strings.HasPrefix(target, spec.Target+"/") {
+			return i
+		}
+	}
+	return -1
 }
 
 func (a *Attachment) planSource() (isDir bool, err error) {
 	source, err := hostpath.Open(a.Source)
 	if errors.Is(err, fs.ErrNotExist) {
-		a.HostDirs = missingOnHost(filepath.Clean(a.Source))
-		return true, nil
+		return true, nil // MakeSources makes a directory
 	}
 	if err != nil {
 		return false, err
@@ -194,8 +206,7 @@ func checkSource(source *os.File) (isDir bool, err error) {
 }
 
 func (a *Attachment) planTarget(root *os.File, isDir bool) error {
-	target := filepath.Clean(a.Target)
-	place, err := atroot.Locate(root, target)
+	place, err := atroot.Locate(root, a.Target)
 	if err != nil {
 		return err
 	}
@@ -203,14 +214,24 @@ func (a *Attachment) planTarget(root *os.File, isDir bool) error {
 	if _, err := atroot.CheckFileSystem(place.Anchor); err != nil {
 		return err
 	}
-	stat, err := atroot.Stat(place.Anchor)
+	on, err := atroot.FileSystemOf(root, place.Anchor)
 	if err != nil {
 		return err
 	}
-	a.Dev, a.Dirs = stat.Dev, place.Made(target)
+	a.OnRoot, a.Dev = on.Root, on.Dev
+	if a.mount, _, err = mounttable.ID(place.Anchor); err != nil {
+		return err
+	}
+	if a.linked, err = atroot.Linked(root, filepath.Dir(a.Target)); err != nil {
+		return err
+	}
+	a.Dirs = place.Made(a.Target)
 	if len(a.Dirs) == 0 {
-		stat, err = atroot.StatName(place.Anchor, place.Name)
+		stat, err := atroot.StatName(place.Anchor, place.Name)
 		if err == nil {
+			if err := checkReserved(root, stat, a.linked); err != nil {
+				return err
+			}
 			return checkTarget(stat, isDir)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -218,9 +239,34 @@ func (a *Attachment) planTarget(root *os.File, isDir bool) error {
 		}
 	}
 	if isDir {
-		a.Dirs = append(a.Dirs, target)
+		a.Dirs = append(a.Dirs, a.Target)
 	}
 	a.File = !isDir
+	return nil
+}
+
+// checkReserved refuses a mount point that is one of the reserved paths by way of a link; Check has seen the others.
+func checkReserved(root *os.File, stat *unix.Stat_t, linked bool) error {
+	if !linked {
+		return nil
+	}
+	for _, path := range reserved {
+		f, err := atroot.Open(root, path, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		other, err := atroot.Stat(f)
+		f.Close()
+		if err != nil {
+			return err
+		}
+		if other.Dev == stat.Dev && other.Ino == stat.Ino {
+			return fmt.Errorf("container path leads to %s, which is reserved", path)
+		}
+	}
 	return nil
 }
 
@@ -245,9 +291,12 @@ func (t *Transfer) Attach(c Container, attachments []Attachment) error {
 		return err
 	}
 	defer base.Close()
+	// All that stand beside each other go at once. A path inside another one is resolved when that one is mounted, and where
+	// links make it uncertain which is inside which, each is resolved when all before it are mounted.
+	oneByOne := slices.ContainsFunc(attachments, func(a Attachment) bool { return a.linked })
 	for rest := attachments; len(rest) > 0; {
-		n := 1 // how many stand beside each other: a path inside another is resolved when that one is mounted
-		for n < len(rest) && outerOf(specsOf(rest[:n]), rest[n].Target) < 0 {
+		n := 1
+		for n < len(rest) && !oneByOne && !rest[n].inner {
 			n++
 		}
 		if err := t.attach(c, base, rest[:n]); err != nil {
@@ -256,14 +305,6 @@ func (t *Transfer) Attach(c Container, attachments []Attachment) error {
 		rest = rest[n:]
 	}
 	return nil
-}
-
-func specsOf(attachments []Attachment) []Spec {
-	specs := make([]Spec, len(attachments))
-	for i, a := range attachments {
-		specs[i] = a.Spec
-	}
-	return specs
 }
 
 // openBase gives the container's side of the transfer layout. That it is the host's side proves that what the image put under
@@ -309,7 +350,7 @@ func (t *Transfer) attach(c Container, base *os.File, attachments []Attachment) 
 
 // prepareMount makes the transfer entry and the mount point. It gives nil where the source is mounted already.
 func (t *Transfer) prepareMount(c Container, base *os.File, a Attachment) (_ *mount, err error) {
-	source, err := a.openSource(c.owner())
+	source, err := hostpath.Open(a.Source)
 	if err != nil {
 		return nil, err
 	}
@@ -321,7 +362,7 @@ func (t *Transfer) prepareMount(c Container, base *os.File, a Attachment) (_ *mo
 	if err := t.export(a.Spec, source); err != nil {
 		return nil, err
 	}
-	target, err := makeTarget(c, filepath.Clean(a.Target), isDir)
+	target, err := makeTarget(c, &a, isDir)
 	if err != nil {
 		return nil, err
 	}
@@ -343,21 +384,18 @@ func (t *Transfer) prepareMount(c Container, base *os.File, a Attachment) (_ *mo
 	return &mount{spec: a.Spec, target: target, source: entry}, nil
 }
 
-func (a *Attachment) openSource(owner atroot.Owner) (*os.File, error) {
-	source, err := hostpath.Open(a.Source)
-	if errors.Is(err, fs.ErrNotExist) {
-		source, _, err = hostpath.MkdirAll(a.Source, owner)
-	}
-	return source, err
-}
-
 // makeTarget gives a handle on the mount point, which it makes when it is missing.
-func makeTarget(c Container, path string, isDir bool) (*os.File, error) {
-	place, err := atroot.Locate(c.Root, path)
+func makeTarget(c Container, a *Attachment, isDir bool) (*os.File, error) {
+	place, err := atroot.Locate(c.Root, a.Target)
 	if err != nil {
 		return nil, err
 	}
 	defer place.Anchor.Close()
+	if a.mount != 0 {
+		if now, _, err := mounttable.ID(place.Anchor); err != nil || now != a.mount {
+			return nil, errors.Join(err, fmt.Errorf("%w: a mount that was not there when the change was planned", ErrOccupied))
+		}
+	}
 	if _, err := atroot.CheckFileSystem(place.Anchor); err != nil {
 		return nil, err
 	}

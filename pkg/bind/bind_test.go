@@ -92,6 +92,7 @@ func TestAttachAndDetach(t *testing.T) {
 		before := testutil.Tree(t, s.Path("/"), s.Path("/dev"), s.src)
 		attachments, err := s.transfer.Plan(s.c, specs)
 		require.NoError(t, err)
+		require.NoError(t, s.c.MakeSources(attachments))
 		require.NoError(t, s.transfer.Attach(s.c, attachments))
 
 		require.Contains(t, s.mountsAt("/etc/new/f")[0], " ro,")
@@ -231,6 +232,7 @@ func TestNested(t *testing.T) {
 			s.spec("file", "/mnt/a/b/f"), s.spec("inner", "/mnt/a/b/c"), s.spec("dir", "/mnt/a/b"), s.spec("dir", "/mnt/a-b"),
 		})
 		require.NoError(t, err)
+		require.NoError(t, s.c.MakeSources(attachments))
 		require.NoError(t, s.transfer.Attach(s.c, attachments))
 		for _, path := range []string{"/mnt/a/b/hello", "/mnt/a/b/f", "/mnt/a/b/c", "/mnt/a-b/hello"} {
 			_, err := os.Stat(s.Path(path))

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/atroot"
-	"isula.org/syscontainer-hooks/internal/hostpath"
 	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/mountns"
 	"isula.org/syscontainer-hooks/internal/mounttable"
@@ -32,112 +30,71 @@ func (t *Transfer) Detach(c Container, attachments []Attachment) error {
 	return errors.Join(errs...)
 }
 
-// RemoveSources removes the directories and mount points that Attach made on the host, as far as they are empty.
-func RemoveSources(attachments []Attachment) error {
-	var errs []error
-	for _, a := range slices.Backward(attachments) {
-		for _, dir := range slices.Backward(a.HostDirs) {
-			if err := removeOnHost(dir); err != nil {
-				errs = append(errs, err)
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func removeOnHost(path string) error {
-	parent, err := hostpath.Open(filepath.Dir(path))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer parent.Close()
-	stat, err := atroot.Stat(parent)
-	if err != nil {
-		return err
-	}
-	return errors.Join(
-		removeFile(parent, filepath.Base(path), stat.Dev),
-		atroot.RemoveDir(parent, filepath.Base(path), stat.Dev),
-	)
-}
-
 func (t *Transfer) detach(c Container, a *Attachment) error {
-	target := filepath.Clean(a.Target)
-	parent, err := atroot.Open(c.Root, filepath.Dir(target), unix.O_DIRECTORY)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return atroot.RemoveDirs(c.Root, a.Dirs, a.Dev)
+	root := c.Root
+	if a.Target == Dir { // it was made through the host's side, which can be written also where the container's cannot
+		root = c.hostRoot()
 	}
-	if err != nil {
-		return err
+	if c.MountNS != nil {
+		if err := t.unmount(c, a); err != nil {
+			return err
+		}
+	}
+	parent, err := atroot.OpenParent(root, a.Target, a.on())
+	if err != nil || parent == nil {
+		return errors.Join(err, atroot.RemoveDirs(root, a.Dirs, a.on()))
 	}
 	defer parent.Close()
-	name := filepath.Base(target)
-	if c.MountNS != nil {
-		if err := t.unmount(c.MountNS, a, parent, name); err != nil {
-			return err
-		}
-	}
 	if a.File {
-		if err := removeFile(parent, name, a.Dev); err != nil {
-			return err
+		name := filepath.Base(a.Target)
+		if stat, statErr := atroot.StatName(parent, name); statErr == nil {
+			err = removePoint(parent, name, stat)
 		}
 	}
-	return atroot.RemoveDirs(c.Root, a.Dirs, a.Dev)
+	return errors.Join(err, atroot.RemoveDirs(root, a.Dirs, a.on()))
 }
 
-// unmount takes the mount off name if it is the attachment's.
-func (t *Transfer) unmount(ns *os.File, a *Attachment, parent *os.File, name string) error {
-	f, err := atroot.OpenName(parent, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+// unmount takes the attachment's mount off its container path, if it is there. Only a thread inside the namespace can, and it
+// names the mount by its directory's handle: paths inside are the container's.
+func (t *Transfer) unmount(c Container, a *Attachment) error {
+	f, err := atroot.Open(c.Root, a.Target, unix.O_NOFOLLOW)
 	if err != nil {
-		return err
+		return ignoreGone(err)
 	}
 	defer f.Close()
 	_, mounted, err := mounttable.ID(f)
 	if err != nil || !mounted {
 		return err
 	}
-	if a.Source != "" { // the base has no source, and PlanBase saw that nothing else was mounted on its place
-		entry, err := kernel.Open(filepath.Join(t.midPath(), a.entry()), unix.O_PATH|unix.O_NOFOLLOW)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		defer entry.Close()
-		if !sameInode(f, entry) {
-			return nil
-		}
+	entry := t.masterPath()
+	if a.Target != Dir {
+		entry = filepath.Join(t.midPath(), a.entry())
 	}
-	return mountns.Do(ns, func() error {
+	ours, err := kernel.Open(entry, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return ignoreGone(err)
+	}
+	defer ours.Close()
+	if !sameInode(f, ours) {
+		return nil // something else that was mounted meanwhile
+	}
+	parent, err := atroot.Open(c.Root, filepath.Dir(a.Target), unix.O_DIRECTORY)
+	if err != nil {
+		return ignoreGone(err)
+	}
+	defer parent.Close()
+	return mountns.Do(c.MountNS, func() error {
 		if err := unix.Fchdir(int(parent.Fd())); err != nil {
 			return err
 		}
+		name := filepath.Base(a.Target)
 		return kernel.Do(func() error { return unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
 	})
 }
 
-// removeFile removes the empty file that was made as a mount point.
-func removeFile(parent *os.File, name string, dev uint64) error {
-	stat, err := atroot.StatName(parent, name)
-	if errors.Is(err, fs.ErrNotExist) {
+func ignoreGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	if stat.Dev != dev || stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Size != 0 {
-		return nil
-	}
-	err = unix.Unlinkat(int(parent.Fd()), name, 0)
-	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
-		return &fs.PathError{Op: "unlink", Path: filepath.Join(parent.Name(), name), Err: err}
-	}
-	return nil
+	return err
 }

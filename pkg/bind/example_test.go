@@ -39,6 +39,9 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	if err := container.MakeSources(attachments); err != nil {
+		log.Fatal(err)
+	}
 	if err := transfer.Attach(container, attachments); err != nil {
 		log.Fatal(err)
 	}

@@ -35,6 +35,9 @@ type Spec struct {
 	Propagation Propagation `json:"propagation"`
 }
 
+// reserved are the container paths that nothing can be shared at, nor below all but /dev.
+var reserved = []string{"/", "/dev", "/proc", "/sys", Dir}
+
 func (s Spec) String() string { return s.Source + " on " + s.Target }
 
 // entry is the name of the source in the transfer directories.
@@ -57,13 +60,10 @@ func (s Spec) Check() error {
 		}
 	}
 	target := filepath.Clean(s.Target)
-	for _, reserved := range []string{"/proc", "/sys", Dir} {
-		if target == reserved || strings.HasPrefix(target, reserved+"/") {
+	for _, path := range reserved {
+		if target == path || strings.HasPrefix(target, path+"/") && path != "/dev" {
 			return fmt.Errorf("container path %s is reserved", s.Target)
 		}
-	}
-	if target == "/" || target == "/dev" {
-		return fmt.Errorf("container path %s is reserved", s.Target)
 	}
 	switch s.Propagation {
 	case RSlave, Private, RPrivate:

@@ -21,8 +21,10 @@ import (
 // Dir is where the transfer layout is, on the host and in every container.
 const Dir = "/.sharedpath"
 
-// maxStacked bounds how many mounts are taken off one transfer entry.
-const maxStacked = 64
+const (
+	maxStacked = 64 // mounts that are taken off one transfer entry
+	maxDepth   = 64 // directories in each other that are removed below one
+)
 
 // Transfer is one container's part of the transfer layout on the host.
 type Transfer struct{ id string }
@@ -74,7 +76,11 @@ func prepareBase(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := atomicfile.LockDir(ctx, base); err != nil {
+	err = atomicfile.LockDir(ctx, base)
+	if err == nil {
+		err = base.Chmod(0o700) // an older one may let other users in, to hold the lock for example
+	}
+	if err != nil {
 		base.Close()
 		return nil, err
 	}
@@ -147,8 +153,11 @@ func checkMaster(master *os.File) error {
 	if err != nil {
 		return err
 	}
-	if stat.Uid != 0 || stat.Mode&0o022 != 0 {
-		return fmt.Errorf("owner %d, mode %04o: others than root can write it; unmount it", stat.Uid, stat.Mode&0o7777)
+	if stat.Uid != 0 {
+		return fmt.Errorf("owner %d: others than root can write it; unmount it", stat.Uid)
+	}
+	if stat.Mode&0o022 != 0 { // syscontainer-tools leaves it a tmpfs's default mode
+		return atroot.Own(master, atroot.Owner{}, 0o755)
 	}
 	return nil
 }
@@ -228,7 +237,7 @@ func sameInode(a, b *os.File) bool {
 	return errA == nil && errB == nil && statA.Dev == statB.Dev && statA.Ino == statB.Ino
 }
 
-// Remove unmounts the container's entries and removes them and both directories. It never goes below an entry: that is the
+// Remove unmounts the container's entries and removes them and both directories. It never goes into a mount: that is the
 // shared directory itself. What is gone already is no error.
 func (t *Transfer) Remove() error {
 	return errors.Join(removeEntries(t.masterPath()), removeEntries(t.midPath()))
@@ -254,41 +263,53 @@ func removeEntries(path string) error {
 	return errors.Join(errs...)
 }
 
-// removeEntry takes all mounts off the entry name of dir and removes it. The container may have replaced the entry with
-// anything: nothing is followed, nothing is opened, and a directory that is not empty stays.
+// removeEntry takes all mounts off the entry name of dir and removes it. The container may have replaced the entry with anything:
+// nothing is followed.
 func removeEntry(dir *os.File, name string) error {
+	path := filepath.Join(dir.Name(), name)
 	for range maxStacked {
-		f, err := atroot.OpenName(dir, name)
-		if errors.Is(err, fs.ErrNotExist) {
+		err := kernel.Do(func() error { return unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+		switch {
+		case errors.Is(err, unix.EINVAL): // no mount any more
+			return removePlanted(dir, name, maxDepth)
+		case errors.Is(err, unix.ENOENT):
 			return nil
-		}
-		if err != nil {
-			return err
-		}
-		_, mounted, err := mounttable.ID(f)
-		f.Close()
-		if err != nil {
-			return err
-		}
-		if !mounted {
-			return unlinkEntry(dir, name)
-		}
-		path := filepath.Join(dir.Name(), name)
-		err = kernel.Do(func() error { return unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
-		if err != nil {
+		case err != nil:
 			return &fs.PathError{Op: "unmount", Path: path, Err: err}
 		}
 	}
-	return fmt.Errorf("unmount %s/%s: still mounted after %d times", dir.Name(), name, maxStacked)
+	return fmt.Errorf("unmount %s: still mounted after %d times", path, maxStacked)
 }
 
-func unlinkEntry(dir *os.File, name string) error {
+// removePlanted removes the entry name of dir. It is empty unless the container made its part writable and put something there.
+// That is on the same tmpfs, with nothing mounted in it: where it were not, opening the directory would fail.
+func removePlanted(dir *os.File, name string, depth int) error {
 	err := unix.Unlinkat(int(dir.Fd()), name, 0)
 	if errors.Is(err, unix.EISDIR) {
+		err = unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR)
+	}
+	if errors.Is(err, unix.ENOTEMPTY) && depth > 0 {
+		if err := removeContent(dir, name, depth-1); err != nil {
+			return err
+		}
 		err = unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR)
 	}
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return &fs.PathError{Op: "remove", Path: filepath.Join(dir.Name(), name), Err: err}
 	}
 	return nil
+}
+
+func removeContent(dir *os.File, name string, depth int) error {
+	content, err := atroot.OpenContent(dir, name)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	names, err := content.Readdirnames(-1)
+	errs := []error{err}
+	for _, name := range names {
+		errs = append(errs, removePlanted(content, name, depth))
+	}
+	return errors.Join(errs...)
 }

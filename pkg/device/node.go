@@ -45,11 +45,18 @@ type Container struct {
 type Placement struct {
 	Node
 	Dirs []string `json:"dirs,omitempty"` // directories to be made on the way, outermost first
-	Dev  uint64   `json:"dev"`            // the file system, stat(2)'s st_dev, of the directory they are made in
+	// The file system that they and the node are made on: the one of the root directory, else the one of this number.
+	OnRoot bool   `json:"onRoot,omitempty"`
+	Dev    uint64 `json:"dev,omitempty"`
 	// Aside is the name, in the node's directory, under which the node is made when something else has its path. Both are
 	// exchanged; what was there waits under this name until Commit drops it or Remove puts it back.
-	Aside string `json:"aside,omitempty"`
+	Aside    string `json:"aside,omitempty"`
+	Replaced uint64 `json:"replaced,omitempty"` // inode of what was there
+
+	mount int // the mount that the directory is on; only within one process
 }
+
+func (p *Placement) on() atroot.FileSystem { return atroot.FileSystem{Root: p.OnRoot, Dev: p.Dev} }
 
 // asidePrefix starts the name of what waits beside a node.
 const asidePrefix = ".syscontainer-hooks."
@@ -136,7 +143,7 @@ func (d *dirCache) plan(node Node) (*Placement, error) {
 	if err != nil {
 		return nil, err
 	}
-	placement := &Placement{Node: node, Dirs: dir.Made(node.Path), Dev: dir.dev}
+	placement := &Placement{Node: node, Dirs: dir.Made(node.Path), OnRoot: dir.on.Root, Dev: dir.on.Dev, mount: dir.mount}
 	if len(placement.Dirs) > 0 {
 		return placement, nil
 	}
@@ -159,7 +166,7 @@ func (d *dirCache) plan(node Node) (*Placement, error) {
 	case mounted:
 		return nil, fmt.Errorf("%w: a mount", ErrOccupied)
 	}
-	placement.Aside = asidePrefix + rand.Text()[:16]
+	placement.Aside, placement.Replaced = asidePrefix+rand.Text()[:16], stat.Ino
 	return placement, nil
 }
 
@@ -264,7 +271,8 @@ type dirCache struct {
 
 type directory struct {
 	*atroot.Place
-	dev   uint64
+	on    atroot.FileSystem
+	mount int
 	nodev bool
 }
 
@@ -279,15 +287,17 @@ func (d *dirCache) locate(path string) (*directory, error) {
 		return nil, err
 	}
 	dir := &directory{Place: place}
-	d.dirs[path] = dir
-	if dir.nodev, err = atroot.CheckFileSystem(place.Anchor); err != nil {
-		return nil, err
+	if dir.nodev, err = atroot.CheckFileSystem(place.Anchor); err == nil {
+		dir.on, err = atroot.FileSystemOf(d.root, place.Anchor)
 	}
-	stat, err := atroot.Stat(place.Anchor)
+	if err == nil {
+		dir.mount, _, err = mounttable.ID(place.Anchor)
+	}
 	if err != nil {
+		place.Anchor.Close()
 		return nil, err
 	}
-	dir.dev = stat.Dev
+	d.dirs[path] = dir
 	return dir, nil
 }
 

@@ -46,6 +46,9 @@ func (c Container) place(placements []Placement) (mounts []mount, err error) {
 	owner := atroot.Owner{UID: c.UID, GID: c.GID}
 	for _, p := range placements {
 		dir, err := dirs.locate(filepath.Dir(p.Path))
+		if err == nil && p.mount != 0 && dir.mount != p.mount {
+			err = fmt.Errorf("%w: a mount that was not there when the change was planned", ErrOccupied)
+		}
 		if err == nil {
 			err = dir.make(owner)
 		}
@@ -121,20 +124,14 @@ func (c Container) Remove(placements []Placement) error {
 }
 
 func (c Container) remove(p *Placement) error {
-	parent, err := atroot.Open(c.Root, filepath.Dir(p.Path), unix.O_DIRECTORY)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return atroot.RemoveDirs(c.Root, p.Dirs, p.Dev)
-	}
-	if err != nil {
-		return err
+	parent, err := atroot.OpenParent(c.Root, p.Path, p.on())
+	if err != nil || parent == nil {
+		return errors.Join(err, atroot.RemoveDirs(c.Root, p.Dirs, p.on()))
 	}
 	defer parent.Close()
-	if stat, err := atroot.Stat(parent); err != nil || stat.Dev != p.Dev {
-		return err // another file system has the name now, the one with our node is gone
-	}
 	name := filepath.Base(p.Path)
 	if c.MountNS != nil {
-		if err := c.unmountNode(parent, name); err != nil {
+		if err := c.unmountNode(p, parent, name); err != nil {
 			return err
 		}
 	}
@@ -143,7 +140,7 @@ func (c Container) remove(p *Placement) error {
 	} else {
 		err = p.unlinkOwn(parent, name, false)
 	}
-	return errors.Join(err, atroot.RemoveDirs(c.Root, p.Dirs, p.Dev))
+	return errors.Join(err, atroot.RemoveDirs(c.Root, p.Dirs, p.on()))
 }
 
 // putBack takes a replacement back. The entry aside is our node before the exchange, what was there before after it, and
@@ -155,7 +152,7 @@ func (p *Placement) putBack(parent *os.File, name string) error {
 		return p.unlinkOwn(parent, name, true)
 	case err != nil:
 		return err
-	case p.is(stat) || p.isUnfinished(stat):
+	case stat.Ino != p.Replaced && (p.is(stat) || p.isUnfinished(stat)):
 		return unlink(parent, p.Aside)
 	}
 	if err := unix.Renameat(int(parent.Fd()), p.Aside, int(parent.Fd()), name); err != nil {
@@ -282,7 +279,7 @@ func mountTmpfs() (*os.File, error) {
 
 // unmountNode takes the mount off name, if there is one. Only a thread inside the namespace can, and it names the mount by its
 // directory's handle: paths inside are the container's.
-func (c Container) unmountNode(parent *os.File, name string) error {
+func (c Container) unmountNode(p *Placement, parent *os.File, name string) error {
 	f, err := atroot.OpenName(parent, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -290,10 +287,13 @@ func (c Container) unmountNode(parent *os.File, name string) error {
 	if err != nil {
 		return err
 	}
+	defer f.Close()
 	_, mounted, err := mounttable.ID(f)
-	f.Close()
 	if err != nil || !mounted {
 		return err
+	}
+	if stat, err := atroot.Stat(f); err != nil || !p.isDevice(stat) {
+		return err // something else that was mounted meanwhile
 	}
 	return mountns.Do(c.MountNS, func() error {
 		if err := unix.Fchdir(int(parent.Fd())); err != nil {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -25,15 +26,15 @@ const (
 
 // Record is what was added to a container, in the order in which it was added.
 type Record struct {
-	Binds             []string           `json:"bindToAdd,omitzero"` // see ParseBind
-	Devices           []Device           `json:"deviceToAdd,omitzero"`
-	ReadIOPS          []Limit            `json:"readIops,omitzero"`
-	WriteIOPS         []Limit            `json:"writeIops,omitzero"`
-	ReadBPS           []Limit            `json:"readBps,omitzero"`
-	WriteBPS          []Limit            `json:"writeBps,omitzero"`
-	Weights           []Limit            `json:"blkioWeight,omitzero"`
-	NetworkInterfaces []NetworkInterface `json:"networkInterfaces,omitzero"`
-	NetworkRoutes     []NetworkRoute     `json:"networkRoute,omitzero"`
+	Binds             []string           `json:"bindToAdd,omitempty"` // see ParseBind
+	Devices           []Device           `json:"deviceToAdd,omitempty"`
+	ReadIOPS          []Limit            `json:"readIops,omitempty"`
+	WriteIOPS         []Limit            `json:"writeIops,omitempty"`
+	ReadBPS           []Limit            `json:"readBps,omitempty"`
+	WriteBPS          []Limit            `json:"writeBps,omitempty"`
+	Weights           []Limit            `json:"blkioWeight,omitempty"`
+	NetworkInterfaces []NetworkInterface `json:"networkInterfaces,omitempty"`
+	NetworkRoutes     []NetworkRoute     `json:"networkRoute,omitempty"`
 
 	Unknown jsontext.Value `json:",embed"` // members of a newer version, kept as they are
 }
@@ -129,6 +130,19 @@ func ParseBind(s string) (Bind, error) {
 	return bind, nil
 }
 
+// ParsedBinds is ParseBind for all of them.
+func (r *Record) ParsedBinds() ([]Bind, error) {
+	binds := make([]Bind, 0, len(r.Binds))
+	for _, line := range r.Binds {
+		bind, err := ParseBind(line)
+		if err != nil {
+			return nil, err
+		}
+		binds = append(binds, bind)
+	}
+	return binds, nil
+}
+
 // Parse decodes and validates a record.
 func Parse(data []byte) (*Record, error) {
 	if len(data) > maxSize {
@@ -158,26 +172,24 @@ func (r *Record) Validate() error {
 	if len(r.Binds) > MaxBinds {
 		return fmt.Errorf("bindToAdd has %d entries, %d are the limit", len(r.Binds), MaxBinds)
 	}
-	for _, bind := range r.Binds {
-		if _, err := ParseBind(bind); err != nil {
-			return err
-		}
+	if _, err := r.ParsedBinds(); err != nil {
+		return err
 	}
 	if err := validateAll("deviceToAdd", r.Devices, maxEntries, Device.validate); err != nil {
 		return err
 	}
 	for _, limits := range []struct {
-		name string
-		list []Limit
-		max  uint64
+		name     string
+		list     []Limit
+		min, max uint64
 	}{
-		{"readIops", r.ReadIOPS, 1<<64 - 1},
-		{"writeIops", r.WriteIOPS, 1<<64 - 1},
-		{"readBps", r.ReadBPS, 1<<64 - 1},
-		{"writeBps", r.WriteBPS, 1<<64 - 1},
-		{"blkioWeight", r.Weights, 1000},
+		{"readIops", r.ReadIOPS, 0, 1<<64 - 1},
+		{"writeIops", r.WriteIOPS, 0, 1<<64 - 1},
+		{"readBps", r.ReadBPS, 0, 1<<64 - 1},
+		{"writeBps", r.WriteBPS, 0, 1<<64 - 1},
+		{"blkioWeight", r.Weights, 10, 1000},
 	} {
-		validate := func(l Limit) error { return l.validate(limits.max) }
+		validate := func(l Limit) error { return l.validate(limits.min, limits.max) }
 		if err := validateAll(limits.name, limits.list, maxEntries, validate); err != nil {
 			return err
 		}
@@ -226,7 +238,8 @@ func (d Device) validate() error {
 	return nil
 }
 
-func (l Limit) validate(most uint64) error {
+// validate takes a value in the range, and 0, which stands for no limit.
+func (l Limit) validate(least, most uint64) error {
 	if err := checkNumbers(l.Major, l.Minor); err != nil {
 		return err
 	}
@@ -234,8 +247,8 @@ func (l Limit) validate(most uint64) error {
 		return fmt.Errorf("path: %w", err)
 	}
 	n, err := strconv.ParseUint(l.Value, 10, 64)
-	if err != nil || n > most {
-		return fmt.Errorf("value %q: want a number up to %d", abbreviate(l.Value), most)
+	if err != nil || n != 0 && (n < least || n > most) {
+		return fmt.Errorf("value %q: want a number from %d to %d", abbreviate(l.Value), least, most)
 	}
 	return nil
 }
@@ -254,14 +267,14 @@ func (n NetworkInterface) validate() error {
 		return fmt.Errorf("qlen %d: want 0 or more", n.Qlen)
 	}
 	if n.CtrNicName == "" {
-		return fmt.Errorf("CtrNicName is empty")
+		return errors.New("CtrNicName is empty")
 	}
-	for _, s := range []string{n.MAC, n.Bridge, n.HostNicName, n.CtrNicName} {
-		if err := checkWord(s); err != nil {
+	for _, name := range []string{n.Bridge, n.HostNicName, n.CtrNicName} {
+		if err := checkNicName(name); err != nil {
 			return err
 		}
 	}
-	return nil
+	return checkMAC(n.MAC)
 }
 
 func (r NetworkRoute) validate() error {
@@ -277,11 +290,11 @@ func (r NetworkRoute) validate() error {
 		if address == "" {
 			continue
 		}
-		if _, err := netip.ParseAddr(address); err != nil {
-			return err
+		if parsed, err := netip.ParseAddr(address); err != nil || parsed.Zone() != "" {
+			return fmt.Errorf("address %q: want an IP address", abbreviate(address))
 		}
 	}
-	return checkWord(r.Dev)
+	return checkNicName(r.Dev)
 }
 
 // checkNumbers takes what the kernel's 12 and 20 bits can hold.
@@ -305,10 +318,27 @@ func checkPath(path string) error {
 	return nil
 }
 
-// checkWord takes a name that can be a word of a command line or a rule; what a name may be is up to the package that uses it.
-func checkWord(s string) error {
-	if len(s) > 64 || strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) }) {
-		return fmt.Errorf("name %q is too long or has blanks", abbreviate(s))
+// checkNicName takes "" and names of interfaces that no program mistakes for something else: the kernel also accepts "veth%d",
+// which it completes, and "-x".
+func checkNicName(name string) error {
+	const alphanumeric = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	switch {
+	case name == "":
+		return nil
+	case len(name) > 15 || strings.Trim(name, alphanumeric+"._-") != "" || !strings.Contains(alphanumeric, name[:1]),
+		name == "lo", name == "all", name == "default":
+		return fmt.Errorf("interface name %q: want up to 15 letters, digits and ._-, the first a letter or digit", abbreviate(name))
+	}
+	return nil
+}
+
+// checkMAC takes "" and six bytes in hexadecimal.
+func checkMAC(mac string) error {
+	parts := strings.Split(mac, ":")
+	for _, part := range parts {
+		if _, err := strconv.ParseUint(part, 16, 8); mac != "" && (err != nil || len(part) != 2 || len(parts) != 6) {
+			return fmt.Errorf("mac %q: want six bytes like 02:00:00:00:00:01", abbreviate(mac))
+		}
 	}
 	return nil
 }

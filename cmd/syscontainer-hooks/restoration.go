@@ -1,0 +1,188 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"isula.org/syscontainer-hooks/internal/hookstate"
+	"isula.org/syscontainer-hooks/pkg/bind"
+	"isula.org/syscontainer-hooks/pkg/device"
+	"isula.org/syscontainer-hooks/pkg/store"
+)
+
+// restoration is what the steps work on: a container, or what is left of one, and what is changed for it. Its methods are the
+// steps, in one file for each kind of resource.
+type restoration struct {
+	*program
+	container *hookstate.Container // nil when nothing is left of it
+	intent    intent
+	cleaned   bool // what an earlier run left is gone
+
+	store   *store.Store  // nil when there is no record
+	record  *store.Record // never nil once read
+	binds   []store.Bind  // of the record
+	renewed map[string]numbers
+}
+
+// intent is what one run is going to change: an entry of the journal. It is all that a later run needs to take it back.
+type intent struct {
+	Instance *hookstate.Instance `json:"instance,omitempty"`
+	Root     string              `json:"root,omitempty"` // the container's root directory on the host
+	Base     *bind.Attachment    `json:"base,omitempty"`
+	Binds    []bind.Attachment   `json:"binds,omitempty"`
+	Grant    *grant              `json:"grant,omitempty"`
+	Nodes    []device.Placement  `json:"nodes,omitempty"`
+	Done     bool                `json:"done,omitempty"`    // the run has come to its end
+	Removed  bool                `json:"removed,omitempty"` // and what it did is being taken back
+}
+
+func (i *intent) isOf(c *hookstate.Container) bool {
+	return i.Instance != nil && *i.Instance == c.Instance
+}
+
+// mergeIntents adds up the journal's entries: the newest plan, and what became of it.
+func mergeIntents(entries []intent) intent {
+	var sum intent
+	for _, entry := range entries {
+		done, removed := sum.Done || entry.Done, sum.Removed || entry.Removed
+		if entry.Instance != nil {
+			sum = entry
+		}
+		sum.Done, sum.Removed = done, removed
+	}
+	return sum
+}
+
+// cleanUp takes back what an earlier run left: one that was killed, or a container that ended without a poststop.
+func (r *restoration) cleanUp(ctx context.Context) error {
+	var live *hookstate.Container
+	earlier := mergeIntents(r.journal.Entries)
+	switch {
+	case earlier.isOf(r.container):
+		live = r.container
+		r.log.Warn("an earlier run for this container was not finished: cleaning up")
+	case earlier.Instance != nil && earlier.Instance.Alive():
+		return fmt.Errorf("another container with this id is running, as process %d", earlier.Instance.Pid)
+	case earlier.Instance != nil:
+		r.log.Warn("the container ended without poststop: cleaning up")
+	case r.baseAttached():
+		r.log.Warn("the container has its shared paths already, but no journal")
+		r.cleaned = true
+		return nil
+	}
+	if err := r.takeBack(ctx, earlier, live); err != nil {
+		return err
+	}
+	r.cleaned = true
+	return r.journal.Clear()
+}
+
+// plan works out all changes before the first one is made, so that a record that cannot be restored changes nothing.
+func (r *restoration) plan(context.Context) error {
+	if err := r.checkSupported(); err != nil {
+		return err
+	}
+	instance := r.container.Instance
+	r.intent = intent{Instance: &instance, Root: r.container.Spec.Root.Path}
+	if err := r.planBinds(); err != nil {
+		return err
+	}
+	return r.planDevices()
+}
+
+func (r *restoration) writeJournal(context.Context) error { return r.journal.Append(r.intent) }
+
+// noteRemoval keeps a prestart that comes next, should this run be killed, from taking the container for restored.
+func (r *restoration) noteRemoval(context.Context) error {
+	if r.intent.Instance == nil || r.intent.Removed {
+		return nil
+	}
+	return r.journal.Append(intent{Removed: true})
+}
+
+// finish marks the container as restored. What is kept only for taking back is dropped after that; what cannot be, waits for
+// poststop.
+func (r *restoration) finish(context.Context) error {
+	if err := r.journal.Append(intent{Done: true}); err != nil {
+		return err
+	}
+	if err := r.deviceContainer().Commit(r.intent.Nodes); err != nil {
+		r.log.Error("drop what the nodes have replaced: ", err)
+	}
+	if n, m := len(r.record.Devices), len(r.record.Binds); n+m > 0 {
+		r.log.Infof("restored %d devices and %d shared paths", n, m)
+	}
+	return nil
+}
+
+// readRecord finds and loads the record. A container that nothing was added to has none.
+func (r *restoration) readRecord(context.Context) error {
+	r.record = &store.Record{}
+	dir, err := r.recordDir()
+	if err != nil || dir == "" {
+		return err
+	}
+	if r.store, err = store.Open(dir); err != nil {
+		return err
+	}
+	record, err := r.store.Load()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.record = record
+	r.binds, err = record.ParsedBinds()
+	return err
+}
+
+func (r *restoration) closeRecord() {
+	if r.store != nil {
+		r.store.Close()
+	}
+}
+
+// recordDir gives the directory that holds the record, "" when there is none: the one that the command line names, the bundle,
+// or the one that belongs to this program where it is installed below iSulad's graph root, <graph root>/hooks.
+func (r *restoration) recordDir() (string, error) {
+	if r.options.recordDir != "" {
+		return r.options.recordDir, nil
+	}
+	dirs := []string{r.state.Bundle}
+	if self, err := os.Executable(); err == nil && filepath.Base(filepath.Dir(self)) == "hooks" {
+		graph := filepath.Dir(filepath.Dir(self))
+		dirs = append(dirs, filepath.Join(graph, "engines", "lcr", r.state.ID))
+	}
+	for _, dir := range dirs {
+		_, err := os.Lstat(filepath.Join(dir, store.FileName))
+		if err == nil {
+			return dir, nil
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return "", fmt.Errorf("look for record: %w", err)
+		}
+	}
+	return "", nil
+}
+
+// checkSupported refuses a record with what this version knows and cannot restore: a part of it would be worse than an error.
+func (r *restoration) checkSupported() error {
+	record := r.record
+	for kind, n := range map[string]int{
+		"I/O limits": len(record.ReadIOPS) + len(record.WriteIOPS) + len(record.ReadBPS) + len(record.WriteBPS) +
+			len(record.Weights),
+		"network interfaces": len(record.NetworkInterfaces),
+		"routes":             len(record.NetworkRoutes),
+	} {
+		if n > 0 {
+			return fmt.Errorf("the record lists %s, which this version cannot restore; remove them from %s", kind, r.store.Path())
+		}
+	}
+	return nil
+}
