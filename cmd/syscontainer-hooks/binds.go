@@ -57,7 +57,7 @@ func (r *restoration) detachBase(context.Context) error {
 	}
 	var err error
 	if r.container != nil && r.intent.Base != nil {
-		err = r.transfer.Detach(r.bindContainer(), []bind.Attachment{*r.intent.Base})
+		err = r.bindContainer().Detach([]bind.Attachment{*r.intent.Base})
 	}
 	return errors.Join(err, r.transfer.Remove())
 }
@@ -95,5 +95,5 @@ func (r *restoration) detachBinds(context.Context) error {
 	if r.container == nil {
 		return nil
 	}
-	return r.transfer.Detach(r.bindContainer(), r.intent.Binds)
+	return r.bindContainer().Detach(r.intent.Binds)
 }

@@ -50,6 +50,10 @@ type Attachment struct {
 	OnRoot bool   `json:"onRoot,omitempty"`
 	Dev    uint64 `json:"dev,omitempty"`
 
+	// SourceDev and SourceIno are the source's identity, by which its mount is known again. MakeSources sets that of a new one.
+	SourceDev uint64 `json:"sourceDev,omitempty"`
+	SourceIno uint64 `json:"sourceIno,omitempty"`
+
 	Made []HostPath `json:"made,omitempty"` // what MakeSources has made on the host, outermost first
 
 	mount  int  // the mount that the mount point is on; only within one process
@@ -175,7 +179,18 @@ func (a *Attachment) planSource() (isDir bool, err error) {
 		return false, err
 	}
 	defer source.Close()
+	if err := a.identify(source); err != nil {
+		return false, err
+	}
 	return checkSource(source)
+}
+
+func (a *Attachment) identify(source *os.File) error {
+	stat, err := atroot.Stat(source)
+	if err == nil {
+		a.SourceDev, a.SourceIno = stat.Dev, stat.Ino
+	}
+	return err
 }
 
 // missingOnHost gives what is missing of path, outermost first.
@@ -358,6 +373,13 @@ func (t *Transfer) prepareMount(c Container, base *os.File, a Attachment) (_ *mo
 	isDir, err := checkSource(source)
 	if err != nil {
 		return nil, err
+	}
+	planned := a
+	if err := a.identify(source); err != nil {
+		return nil, err
+	}
+	if planned.SourceIno != a.SourceIno || planned.SourceDev != a.SourceDev {
+		return nil, errors.New("the host path has become another one since the change was planned")
 	}
 	if err := t.export(a.Spec, source); err != nil {
 		return nil, err

@@ -120,7 +120,7 @@ func TestAttachAndDetach(t *testing.T) {
 		require.Equal(t, mounts, testutil.Mounts(t, fmt.Sprint(s.Pid)))
 
 		for range 2 {
-			require.NoError(t, s.transfer.Detach(s.c, attachments))
+			require.NoError(t, s.c.Detach(attachments))
 			require.NoError(t, bind.RemoveSources(attachments))
 			require.Equal(t, before, testutil.Tree(t, s.Path("/"), s.Path("/dev"), s.src))
 			require.Empty(t, s.mountsAt("/mnt/d"))
@@ -239,7 +239,7 @@ func TestNested(t *testing.T) {
 			require.NoError(t, err)
 		}
 		require.Len(t, s.mountsAt("/mnt/a/b/c"), 1)
-		require.NoError(t, s.transfer.Detach(s.c, attachments))
+		require.NoError(t, s.c.Detach(attachments))
 		require.NoError(t, bind.RemoveSources(attachments))
 		require.Equal(t, before, testutil.Tree(t, s.src, s.Root))
 	})

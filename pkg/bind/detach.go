@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/atroot"
+	"isula.org/syscontainer-hooks/internal/hostpath"
 	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/internal/mountns"
 	"isula.org/syscontainer-hooks/internal/mounttable"
@@ -20,23 +22,23 @@ import (
 // Detach takes back what AttachBase and Attach did in the container, completely or in part, in this process or another: the
 // mounts, where the container still has a mount namespace, and the mount points that were made. What is gone already, or is
 // not ours any more, is left alone. Remove, which comes after, does the same on the host.
-func (t *Transfer) Detach(c Container, attachments []Attachment) error {
+func (c Container) Detach(attachments []Attachment) error {
 	var errs []error
 	for _, a := range slices.Backward(attachments) {
-		if err := t.detach(c, &a); err != nil {
+		if err := a.detach(c); err != nil {
 			errs = append(errs, fmt.Errorf("detach %s: %w", a.Target, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (t *Transfer) detach(c Container, a *Attachment) error {
+func (a *Attachment) detach(c Container) error {
 	root := c.Root
 	if a.Target == Dir { // it was made through the host's side, which can be written also where the container's cannot
 		root = c.hostRoot()
 	}
 	if c.MountNS != nil {
-		if err := t.unmount(c, a); err != nil {
+		if err := a.unmount(c); err != nil {
 			return err
 		}
 	}
@@ -56,7 +58,7 @@ func (t *Transfer) detach(c Container, a *Attachment) error {
 
 // unmount takes the attachment's mount off its container path, if it is there. Only a thread inside the namespace can, and it
 // names the mount by its directory's handle: paths inside are the container's.
-func (t *Transfer) unmount(c Container, a *Attachment) error {
+func (a *Attachment) unmount(c Container) error {
 	f, err := atroot.Open(c.Root, a.Target, unix.O_NOFOLLOW)
 	if err != nil {
 		return ignoreGone(err)
@@ -66,17 +68,9 @@ func (t *Transfer) unmount(c Container, a *Attachment) error {
 	if err != nil || !mounted {
 		return err
 	}
-	entry := t.masterPath()
-	if a.Target != Dir {
-		entry = filepath.Join(t.midPath(), a.entry())
-	}
-	ours, err := kernel.Open(entry, unix.O_PATH|unix.O_NOFOLLOW)
-	if err != nil {
-		return ignoreGone(err)
-	}
-	defer ours.Close()
-	if !sameInode(f, ours) {
-		return nil // something else that was mounted meanwhile
+	ours, err := a.isMount(f)
+	if err != nil || !ours {
+		return err // something else that was mounted meanwhile
 	}
 	parent, err := atroot.Open(c.Root, filepath.Dir(a.Target), unix.O_DIRECTORY)
 	if err != nil {
@@ -90,6 +84,21 @@ func (t *Transfer) unmount(c Container, a *Attachment) error {
 		name := filepath.Base(a.Target)
 		return kernel.Do(func() error { return unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
 	})
+}
+
+// isMount tells whether f, the root of a mount, is the attachment's.
+func (a *Attachment) isMount(f *os.File) (bool, error) {
+	stat, err := atroot.Stat(f)
+	if err != nil || a.Target != Dir {
+		return err == nil && stat.Dev == a.SourceDev && stat.Ino == a.SourceIno, err
+	}
+	master, err := hostpath.Open(Dir + "/master") // nothing else of that tmpfs is in the container
+	if err != nil {
+		return false, ignoreGone(err)
+	}
+	defer master.Close()
+	base, err := atroot.Stat(master)
+	return err == nil && stat.Dev == base.Dev, err
 }
 
 func ignoreGone(err error) error {

@@ -45,7 +45,7 @@ func Example() {
 	if err := transfer.Attach(container, attachments); err != nil {
 		log.Fatal(err)
 	}
-	if err := transfer.Detach(container, attachments); err != nil {
+	if err := container.Detach(attachments); err != nil {
 		log.Fatal(err)
 	}
 }

@@ -24,6 +24,9 @@ func (c Container) MakeSources(attachments []Attachment) error {
 	for i := range attachments {
 		a := &attachments[i]
 		err := a.makeOnHost(a.Source, true, c.owner())
+		if err == nil && a.SourceIno == 0 {
+			err = a.identifySource()
+		}
 		if err == nil && a.inner {
 			err = a.makeInner(attachments[:i], c.owner())
 		}
@@ -32,6 +35,15 @@ func (c Container) MakeSources(attachments []Attachment) error {
 		}
 	}
 	return nil
+}
+
+func (a *Attachment) identifySource() error {
+	source, err := hostpath.Open(a.Source)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	return a.identify(source)
 }
 
 // makeInner makes the mount point inside the shared path that holds it, one of those before.

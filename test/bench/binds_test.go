@@ -89,8 +89,8 @@ func (b *binds) measure(m *meter, name string, way func() error) {
 	if m.check {
 		b.compare(name)
 	}
-	require.NoError(b.tb, b.transfer.Detach(b.target, planned))
-	require.NoError(b.tb, b.transfer.Detach(b.target, []bind.Attachment{*base}))
+	require.NoError(b.tb, b.target.Detach(planned))
+	require.NoError(b.tb, b.target.Detach([]bind.Attachment{*base}))
 	require.NoError(b.tb, b.transfer.Remove())
 }
 
