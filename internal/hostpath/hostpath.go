@@ -53,7 +53,7 @@ func MkdirAll(path string, owner atroot.Owner) (dir *os.File, made []string, err
 			if i == len(names)-1 {
 				who = owner
 			}
-			next, openErr = atroot.Mkdir(dir, name, who)
+			next, openErr = mkdir(dir, name, who)
 			if openErr == nil {
 				made = append(made, "/"+filepath.Join(names[:i+1]...))
 			}
@@ -66,6 +66,28 @@ func MkdirAll(path string, owner atroot.Owner) (dir *os.File, made []string, err
 	}
 	return dir, made, nil
 }
+
+// mkdir makes the directory name in dir, which gets its mode last: until then IsUnfinished knows it.
+func mkdir(dir *os.File, name string, owner atroot.Owner) (*os.File, error) {
+	if err := unix.Mkdirat(int(dir.Fd()), name, unfinished); err != nil {
+		return nil, &fs.PathError{Op: "mkdir", Path: name, Err: err}
+	}
+	made, err := open(int(dir.Fd()), name, unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return nil, err
+	}
+	if err := atroot.Own(made, owner, 0o755); err != nil {
+		made.Close()
+		return nil, err
+	}
+	return made, nil
+}
+
+// unfinished is the mode of a directory that MkdirAll has not given its owner yet.
+const unfinished = 0o700
+
+// IsUnfinished tells whether stat can be a directory that a killed MkdirAll has left half made.
+func IsUnfinished(stat *unix.Stat_t) bool { return stat.Mode == unix.S_IFDIR|unfinished }
 
 // follow walks path component by component and looks at each link before it takes it.
 func follow(path string) (*os.File, error) {

@@ -54,7 +54,8 @@ type Attachment struct {
 	SourceDev uint64 `json:"sourceDev,omitempty"`
 	SourceIno uint64 `json:"sourceIno,omitempty"`
 
-	Made []HostPath `json:"made,omitempty"` // what MakeSources has made on the host, outermost first
+	Missing []string   `json:"missing,omitempty"` // what is missing of the source on the host, outermost first
+	Made    []HostPath `json:"made,omitempty"`    // what MakeSources has made on the host, outermost first
 
 	mount  int  // the mount that the mount point is on; only within one process
 	linked bool // a link is on the way to it
@@ -173,6 +174,7 @@ func outerOf(specs []Spec, target string) int {
 func (a *Attachment) planSource() (isDir bool, err error) {
 	source, err := hostpath.Open(a.Source)
 	if errors.Is(err, fs.ErrNotExist) {
+		a.Missing = missingOnHost(filepath.Clean(a.Source))
 		return true, nil // MakeSources makes a directory
 	}
 	if err != nil {

@@ -104,21 +104,24 @@ func (a *Attachment) note(path string) error {
 	return nil
 }
 
-// RemoveSources removes what MakeSources has made, as far as it is empty and nobody has put something else in its place.
+// RemoveSources removes what MakeSources has made, as far as it is empty and nobody has put something else in its place; and what
+// a killed one has left half made.
 func RemoveSources(attachments []Attachment) error {
 	var errs []error
 	for _, a := range slices.Backward(attachments) {
 		for _, made := range slices.Backward(a.Made) {
-			if err := made.remove(); err != nil {
-				errs = append(errs, err)
-			}
+			same := func(stat *unix.Stat_t) bool { return stat.Dev == made.Dev && stat.Ino == made.Ino }
+			errs = append(errs, removeOnHost(made.Path, same))
+		}
+		for _, path := range slices.Backward(a.Missing) {
+			errs = append(errs, removeOnHost(path, hostpath.IsUnfinished))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (h HostPath) remove() error {
-	parent, err := hostpath.Open(filepath.Dir(h.Path))
+func removeOnHost(path string, ours func(*unix.Stat_t) bool) error {
+	parent, err := hostpath.Open(filepath.Dir(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -126,12 +129,12 @@ func (h HostPath) remove() error {
 		return err
 	}
 	defer parent.Close()
-	name := filepath.Base(h.Path)
+	name := filepath.Base(path)
 	stat, err := atroot.StatName(parent, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil || stat.Dev != h.Dev || stat.Ino != h.Ino {
+	if err != nil || !ours(stat) {
 		return err
 	}
 	return removePoint(parent, name, stat)
