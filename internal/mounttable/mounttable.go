@@ -5,6 +5,7 @@
 package mounttable
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -93,20 +94,12 @@ func (p *Proc) Close() error { return p.dir.Close() }
 // RefuseShared makes sure that mounts on targets, which are in the mount namespace of this thread, appear nowhere else. One
 // that is made below a mount whose peers are on the host appears there as well, and stays when the container is gone.
 func (p *Proc) RefuseShared(targets []*os.File) error {
-	table, err := p.read("thread-self/mountinfo")
-	if err != nil {
-		return err
-	}
 	var hostGroups map[int]bool
 	for _, target := range targets {
-		below, err := table.Find(target)
+		group, err := p.peerGroup(target)
 		if err != nil {
 			return err
 		}
-		if below == nil {
-			return fmt.Errorf("%s: its mount is not in the container's mount namespace", target.Name())
-		}
-		group := PeerGroup(below)
 		if group == 0 {
 			continue
 		}
@@ -118,11 +111,30 @@ func (p *Proc) RefuseShared(targets []*os.File) error {
 			hostGroups = host.PeerGroups()
 		}
 		if hostGroups[group] {
-			return fmt.Errorf("%s: its mount %s is shared with the host, so the host would get the new mount too",
-				target.Name(), below.Mountpoint)
+			return fmt.Errorf("%s: its mount is shared with the host, so the host would get the new mount too", target.Name())
 		}
 	}
 	return nil
+}
+
+// peerGroup asks the kernel for the one mount, or a kernel older than Linux 6.8 for all of them.
+func (p *Proc) peerGroup(target *os.File) (int, error) {
+	group, err := statPeerGroup(target)
+	if !errors.Is(err, errors.ErrUnsupported) {
+		return group, err
+	}
+	table, err := p.read("thread-self/mountinfo")
+	if err != nil {
+		return 0, err
+	}
+	below, err := table.Find(target)
+	if err == nil && below == nil {
+		err = fmt.Errorf("%s: its mount is not in the container's mount namespace", target.Name())
+	}
+	if err != nil {
+		return 0, err
+	}
+	return PeerGroup(below), nil
 }
 
 func (p *Proc) read(name string) (Table, error) {

@@ -3,6 +3,7 @@
 package mounttable
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -68,8 +69,28 @@ func TestRefuseShared(t *testing.T) {
 	require.NoError(t, err)
 	defer f.Close()
 	require.ErrorContains(t, proc.RefuseShared([]*os.File{f}), "shared with the host")
+	checkPeerGroup(t, f)
 	require.NoError(t, unix.Mount("", dir, "", unix.MS_PRIVATE, ""))
 	require.NoError(t, proc.RefuseShared([]*os.File{f}))
+	checkPeerGroup(t, f)
+}
+
+// checkPeerGroup compares what statmount(2) says with mountinfo.
+func checkPeerGroup(t *testing.T, f *os.File) {
+	t.Helper()
+	group, err := statPeerGroup(f)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return
+	}
+	require.NoError(t, err)
+	info, err := os.Open("/proc/self/mountinfo")
+	require.NoError(t, err)
+	defer info.Close()
+	table, err := Read(info)
+	require.NoError(t, err)
+	m, err := table.Find(f)
+	require.NoError(t, err)
+	require.Equal(t, PeerGroup(m), group)
 }
 
 func FuzzRead(f *testing.F) {

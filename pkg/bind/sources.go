@@ -43,7 +43,11 @@ func (a *Attachment) identifySource() error {
 		return err
 	}
 	defer source.Close()
-	return a.identify(source)
+	stat, err := atroot.Stat(source)
+	if err == nil {
+		a.SourceDev, a.SourceIno = stat.Dev, stat.Ino
+	}
+	return err
 }
 
 // makeInner makes the mount point inside the shared path that holds it, one of those before.
@@ -53,7 +57,11 @@ func (a *Attachment) makeInner(before []Attachment, owner atroot.Owner) error {
 		return err
 	}
 	defer source.Close()
-	isDir, err := checkSource(source)
+	stat, err := atroot.Stat(source)
+	if err != nil {
+		return err
+	}
+	isDir, err := checkSource(stat)
 	if err != nil {
 		return err
 	}

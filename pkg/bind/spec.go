@@ -6,12 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/atroot"
 )
@@ -91,41 +88,6 @@ func checkSpecs(specs []Spec) error {
 			return fmt.Errorf("host path %s stands twice with different options", spec.Source)
 		}
 		sources[spec.Source] = spec
-	}
-	return nil
-}
-
-// clone makes a detached copy of the single mount that f stands on, with the options of the spec. Everything is decided before
-// the copy is visible anywhere.
-func (s Spec) clone(f *os.File) (*os.File, error) {
-	attr := unix.MountAttr{Propagation: unix.MS_SLAVE}
-	if s.private() {
-		attr.Propagation = unix.MS_PRIVATE
-	}
-	if s.ReadOnly {
-		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
-	}
-	return cloneMount(f, &attr)
-}
-
-func cloneMount(f *os.File, attr *unix.MountAttr) (*os.File, error) {
-	fd, err := unix.OpenTree(int(f.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-	if err != nil {
-		return nil, fmt.Errorf("clone mount of %s: %w", f.Name(), err)
-	}
-	tree := os.NewFile(uintptr(fd), f.Name())
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		tree.Close()
-		return nil, fmt.Errorf("set options of mount of %s: %w", f.Name(), err)
-	}
-	return tree, nil
-}
-
-// moveMount mounts the detached tree on the file or directory that target stands on.
-func moveMount(tree, target *os.File) error {
-	flags := unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
-	if err := unix.MoveMount(int(tree.Fd()), "", int(target.Fd()), "", flags); err != nil {
-		return fmt.Errorf("mount on %s: %w", target.Name(), err)
 	}
 	return nil
 }

@@ -136,9 +136,8 @@ func mountMaster(dir *os.File) error {
 	if err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
-	tree := os.NewFile(uintptr(fd), "tmpfs")
-	defer tree.Close()
-	return moveMount(tree, dir)
+	defer unix.Close(fd)
+	return moveTree(fd, int(dir.Fd()), "")
 }
 
 func checkMaster(master *os.File) error {
@@ -160,75 +159,6 @@ func checkMaster(master *os.File) error {
 		return atroot.Own(master, atroot.Owner{}, 0o755)
 	}
 	return nil
-}
-
-// export makes the transfer entry of spec for the source that f stands on, in both directories. An entry for that very source
-// stays as it is.
-func (t *Transfer) export(spec Spec, source *os.File) error {
-	mid, err := t.exportTo(t.midPath(), spec, source)
-	if err != nil {
-		return err
-	}
-	defer mid.Close()
-	master, err := t.exportTo(t.masterPath(), spec, mid)
-	if err != nil {
-		return err
-	}
-	return master.Close()
-}
-
-// exportTo mounts a copy of source on the entry in dir and gives a handle on that mount.
-func (t *Transfer) exportTo(dir string, spec Spec, source *os.File) (*os.File, error) {
-	parent, err := kernel.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
-	if err != nil {
-		return nil, err
-	}
-	defer parent.Close()
-	entry, err := makeLike(parent, spec.entry(), source)
-	if err != nil {
-		return nil, err
-	}
-	_, mounted, err := mounttable.ID(entry)
-	if err != nil || mounted {
-		if err == nil && !sameInode(entry, source) {
-			err = fmt.Errorf("%s: %w: a mount of something else", entry.Name(), ErrOccupied)
-		}
-		if err != nil {
-			entry.Close()
-			return nil, err
-		}
-		return entry, nil
-	}
-	defer entry.Close()
-	tree, err := spec.clone(source)
-	if err != nil {
-		return nil, err
-	}
-	err = moveMount(tree, entry)
-	if err == nil && spec.private() { // what is mounted below a shared mount has become shared
-		err = unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_PRIVATE})
-	}
-	if err != nil {
-		tree.Close()
-		return nil, err
-	}
-	return tree, nil
-}
-
-// makeLike opens the entry name of the transfer directory parent; it makes a directory or an empty file when it is missing,
-// as source is one or the other.
-func makeLike(parent *os.File, name string, source *os.File) (*os.File, error) {
-	stat, err := atroot.Stat(source)
-	if err != nil {
-		return nil, err
-	}
-	if stat.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return atroot.Mkdir(parent, name, atroot.Owner{})
-	}
-	if err := atroot.CreateFile(parent, name, atroot.Owner{}, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	return atroot.OpenName(parent, name)
 }
 
 func sameInode(a, b *os.File) bool {

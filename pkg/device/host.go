@@ -4,13 +4,10 @@ package device
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
 
-	"isula.org/syscontainer-hooks/internal/atroot"
 	"isula.org/syscontainer-hooks/internal/hostpath"
 )
 
@@ -50,19 +47,14 @@ func Lookup(path string) (*Host, error) {
 }
 
 // Finder looks up many devices: each directory is resolved only once. The zero value is ready to use.
-type Finder struct{ dirs map[string]*os.File }
+type Finder struct{ parents hostpath.Parents }
 
 // Close closes the directories.
-func (f *Finder) Close() {
-	for _, dir := range f.dirs {
-		dir.Close()
-	}
-	f.dirs = nil
-}
+func (f *Finder) Close() { f.parents.Close() }
 
 // Lookup is like the function of that name.
 func (f *Finder) Lookup(path string) (*Host, error) {
-	stat, err := f.stat(path)
+	stat, err := f.parents.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("look up host device: %w", err)
 	}
@@ -89,40 +81,6 @@ func (f *Finder) Lookup(path string) (*Host, error) {
 		}
 	}
 	return host, nil
-}
-
-func (f *Finder) stat(path string) (*unix.Stat_t, error) {
-	if filepath.IsAbs(path) && filepath.Clean(path) == path {
-		dir, err := f.dir(filepath.Dir(path))
-		if err != nil {
-			return nil, err
-		}
-		stat, err := atroot.StatName(dir, filepath.Base(path))
-		if err != nil || stat.Mode&unix.S_IFMT != unix.S_IFLNK {
-			return stat, err
-		}
-	}
-	device, err := hostpath.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer device.Close()
-	return atroot.Stat(device)
-}
-
-func (f *Finder) dir(path string) (*os.File, error) {
-	if dir := f.dirs[path]; dir != nil {
-		return dir, nil
-	}
-	dir, err := hostpath.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	if f.dirs == nil {
-		f.dirs = make(map[string]*os.File)
-	}
-	f.dirs[path] = dir
-	return dir, nil
 }
 
 func label(path string) (string, error) {

@@ -83,11 +83,11 @@ func (c Container) Plan(nodes []Node) ([]Placement, error) {
 	if err := checkNodes(nodes); err != nil {
 		return nil, err
 	}
-	dirs := newDirCache(c.Root)
-	defer dirs.close()
+	dirs := atroot.NewDirs(c.Root)
+	defer dirs.Close()
 	var placements []Placement
 	for _, node := range nodes {
-		placement, err := dirs.plan(node)
+		placement, err := plan(dirs, node)
 		if err != nil {
 			return nil, fmt.Errorf("container path %s: %w", node.Path, err)
 		}
@@ -138,12 +138,12 @@ func CheckPath(path string) error {
 	return nil
 }
 
-func (d *dirCache) plan(node Node) (*Placement, error) {
-	dir, err := d.locate(filepath.Dir(node.Path))
+func plan(dirs *atroot.Dirs, node Node) (*Placement, error) {
+	dir, err := dirs.Locate(node.Path)
 	if err != nil {
 		return nil, err
 	}
-	placement := &Placement{Node: node, Dirs: dir.Made(node.Path), OnRoot: dir.on.Root, Dev: dir.on.Dev, mount: dir.mount}
+	placement := &Placement{Node: node, Dirs: dir.Made(node.Path), OnRoot: dir.On.Root, Dev: dir.On.Dev, mount: dir.Mount}
 	if len(placement.Dirs) > 0 {
 		return placement, nil
 	}
@@ -261,62 +261,4 @@ func (n *Node) finish(dir *os.File, name string) error {
 		}
 	}
 	return atroot.Own(f, atroot.Owner{UID: n.UID, GID: n.GID}, n.Mode)
-}
-
-// dirCache resolves each directory once: most nodes go to /dev.
-type dirCache struct {
-	root *os.File
-	dirs map[string]*directory
-}
-
-type directory struct {
-	*atroot.Place
-	on    atroot.FileSystem
-	mount int
-	nodev bool
-}
-
-func newDirCache(root *os.File) *dirCache { return &dirCache{root, make(map[string]*directory)} }
-
-func (d *dirCache) locate(path string) (*directory, error) {
-	if dir := d.dirs[path]; dir != nil {
-		return dir, nil
-	}
-	place, err := atroot.Locate(d.root, filepath.Join(path, "node"))
-	if err != nil {
-		return nil, err
-	}
-	dir := &directory{Place: place}
-	if dir.nodev, err = atroot.CheckFileSystem(place.Anchor); err == nil {
-		dir.on, err = atroot.FileSystemOf(d.root, place.Anchor)
-	}
-	if err == nil {
-		dir.mount, _, err = mounttable.ID(place.Anchor)
-	}
-	if err != nil {
-		place.Anchor.Close()
-		return nil, err
-	}
-	d.dirs[path] = dir
-	return dir, nil
-}
-
-// make makes what is missing of the directory; afterwards its anchor is the directory itself.
-func (d *directory) make(owner atroot.Owner) error {
-	if len(d.Missing) == 0 {
-		return nil
-	}
-	made, err := d.MakeParent(owner)
-	if err != nil {
-		return err
-	}
-	d.Anchor.Close()
-	d.Anchor, d.Missing = made, nil
-	return nil
-}
-
-func (d *dirCache) close() {
-	for _, dir := range d.dirs {
-		dir.Anchor.Close()
-	}
 }

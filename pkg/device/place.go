@@ -41,16 +41,16 @@ func (c Container) Place(placements []Placement) error {
 func (c Container) place(placements []Placement) (mounts []mount, err error) {
 	maker, done := newMaker()
 	defer done()
-	dirs := newDirCache(c.Root)
-	defer dirs.close()
+	dirs := atroot.NewDirs(c.Root)
+	defer dirs.Close()
 	owner := atroot.Owner{UID: c.UID, GID: c.GID}
 	for _, p := range placements {
-		dir, err := dirs.locate(filepath.Dir(p.Path))
-		if err == nil && p.mount != 0 && dir.mount != p.mount {
+		dir, err := dirs.Locate(p.Path)
+		if err == nil && p.mount != 0 && dir.Mount != p.mount {
 			err = fmt.Errorf("%w: a mount that was not there when the change was planned", ErrOccupied)
 		}
 		if err == nil {
-			err = dir.make(owner)
+			err = dir.Make(owner)
 		}
 		var target *os.File
 		if err == nil {
@@ -67,14 +67,14 @@ func (c Container) place(placements []Placement) (mounts []mount, err error) {
 }
 
 // place makes the node or, where it cannot work, a file to mount it on, of which it gives a handle.
-func (p *Placement) place(maker *maker, dir *directory, owner atroot.Owner) (target *os.File, err error) {
+func (p *Placement) place(maker *maker, dir *atroot.Dir, owner atroot.Owner) (target *os.File, err error) {
 	name := filepath.Base(p.Path)
 	temp := name
 	if p.Aside != "" {
 		temp = p.Aside
 	}
 	err = unix.EOVERFLOW
-	if !dir.nodev {
+	if !dir.NoDev {
 		err = maker.create(&p.Node, dir.Anchor, temp, p.Aside != "")
 	}
 	isFile := atroot.IsOverflow(err)

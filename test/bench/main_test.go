@@ -29,7 +29,10 @@ const (
 	module      = "isula.org/syscontainer-hooks"
 )
 
-func TestMain(m *testing.M) { os.Exit(testutil.Main(m)) }
+func TestMain(m *testing.M) {
+	unix.Umask(0) // as in the program
+	os.Exit(testutil.Main(m))
+}
 
 // programs are what is run, all built in the same way.
 var programs = struct{ hook, floor, aid string }{base + "/bin/syscontainer-hooks", base + "/bin/floor", base + "/bin/aid"}

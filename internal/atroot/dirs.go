@@ -1,0 +1,90 @@
+//go:build linux
+
+package atroot
+
+import (
+	"os"
+	"path/filepath"
+
+	"isula.org/syscontainer-hooks/internal/mounttable"
+)
+
+// Dirs resolves the directories that things are to be made in, each of them once: most devices go to /dev.
+type Dirs struct {
+	root *os.File
+	dirs map[string]*Dir
+}
+
+// Dir is a directory beneath the root, as far as it exists.
+type Dir struct {
+	*Place
+	On    FileSystem
+	Mount int  // the mount that it is on
+	NoDev bool // which forbids device nodes
+
+	root   *os.File
+	path   string
+	linked *bool
+}
+
+// NewDirs works beneath root, which stays the caller's.
+func NewDirs(root *os.File) *Dirs { return &Dirs{root, make(map[string]*Dir)} }
+
+// Close closes the handles.
+func (d *Dirs) Close() {
+	for _, dir := range d.dirs {
+		dir.Anchor.Close()
+	}
+}
+
+// Locate is the function of that name for the directory that path is in, with all that has to be known of it. It refuses the
+// kernel's own file systems.
+func (d *Dirs) Locate(path string) (*Dir, error) {
+	parent := filepath.Dir(path)
+	if dir := d.dirs[parent]; dir != nil {
+		return dir, nil
+	}
+	place, err := Locate(d.root, path)
+	if err != nil {
+		return nil, err
+	}
+	dir := &Dir{Place: place, root: d.root, path: parent}
+	if dir.NoDev, err = CheckFileSystem(place.Anchor); err == nil {
+		dir.On, err = FileSystemOf(d.root, place.Anchor)
+	}
+	if err == nil {
+		dir.Mount, _, err = mounttable.ID(place.Anchor)
+	}
+	if err != nil {
+		place.Anchor.Close()
+		return nil, err
+	}
+	d.dirs[parent] = dir
+	return dir, nil
+}
+
+// Linked tells whether a link is on the way to the directory, or in its place.
+func (d *Dir) Linked() (bool, error) {
+	if d.linked == nil {
+		linked, err := Linked(d.root, d.path)
+		if err != nil {
+			return false, err
+		}
+		d.linked = &linked
+	}
+	return *d.linked, nil
+}
+
+// Make makes what is missing of the directory. Afterwards its anchor is the directory itself.
+func (d *Dir) Make(owner Owner) error {
+	if len(d.Missing) == 0 {
+		return nil
+	}
+	made, err := d.MakeParent(owner)
+	if err != nil {
+		return err
+	}
+	d.Anchor.Close()
+	d.Anchor, d.Missing = made, nil
+	return nil
+}
