@@ -138,25 +138,30 @@ func (p *Place) MakeParent(owner Owner) (*os.File, error) {
 
 // Mkdir makes the directory name in dir, mode 0755, or takes the one that is there, and gives a handle on it.
 func Mkdir(dir *os.File, name string, owner Owner) (*os.File, error) {
-	err := asOwnerOnOverflow(owner, func() error { return unix.Mkdirat(int(dir.Fd()), name, 0o755) })
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, &fs.PathError{Op: "mkdir", Path: filepath.Join(dir.Name(), name), Err: err}
+	if _, err := MkdirNew(dir, name, owner); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
 	}
-	resolve := uint64(unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS)
-	if err == nil {
-		resolve |= unix.RESOLVE_NO_XDEV // what is new has nothing mounted on it
+	return openat2(dir, name, unix.O_NOFOLLOW|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+}
+
+// MkdirNew makes the directory name in dir, mode 0755. Where something has the name it is fs.ErrExist.
+func MkdirNew(dir *os.File, name string, owner Owner) (made bool, err error) {
+	err = asOwnerOnOverflow(owner, func() error { return unix.Mkdirat(int(dir.Fd()), name, 0o755) })
+	if err != nil {
+		return false, &fs.PathError{Op: "mkdir", Path: filepath.Join(dir.Name(), name), Err: err}
 	}
-	made, openErr := openat2(dir, name, unix.O_NOFOLLOW|unix.O_DIRECTORY, resolve)
-	if openErr != nil {
-		return nil, openErr
+	stat, err := StatName(dir, name)
+	if err != nil || stat.Mode&0o7777 == 0o755 && int(stat.Uid) == owner.UID && int(stat.Gid) == owner.GID {
+		return true, err // as it comes from a umask of 0 and a container without a user namespace
 	}
-	if err == nil {
-		if err := ensureOwn(made, owner, 0o755); err != nil {
-			made.Close()
-			return nil, err
-		}
+	// What is new has nothing mounted on it.
+	resolve := uint64(unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV)
+	f, err := openat2(dir, name, unix.O_NOFOLLOW|unix.O_DIRECTORY, resolve)
+	if err != nil {
+		return true, err
 	}
-	return made, nil
+	defer f.Close()
+	return true, Own(f, owner, 0o755)
 }
 
 // CreateFile makes the empty file name in dir.
@@ -178,15 +183,6 @@ func CreateFile(dir *os.File, name string, owner Owner, mode uint32) error {
 		return &fs.PathError{Op: "create", Path: filepath.Join(dir.Name(), name), Err: err}
 	}
 	return nil
-}
-
-// ensureOwn is Own where the inode may have come out right already.
-func ensureOwn(f *os.File, owner Owner, mode uint32) error {
-	stat, err := Stat(f)
-	if err != nil || stat.Mode&0o7777 == mode && int(stat.Uid) == owner.UID && int(stat.Gid) == owner.GID {
-		return err
-	}
-	return Own(f, owner, mode)
 }
 
 // Own sets the owner and the exact mode of an inode that the caller has just made.

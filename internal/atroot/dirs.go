@@ -3,8 +3,11 @@
 package atroot
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/mounttable"
 )
@@ -25,7 +28,14 @@ type Dir struct {
 	root   *os.File
 	path   string
 	linked *bool
+	asked  int             // how often Stat was called
+	names  map[string]bool // of a small directory that was asked often
 }
+
+const (
+	askedOften = 4
+	listSize   = 32 << 10 // bytes of getdents64(2); a directory with more is not small
+)
 
 // NewDirs works beneath root, which stays the caller's.
 func NewDirs(root *os.File) *Dirs { return &Dirs{root, make(map[string]*Dir)} }
@@ -73,6 +83,44 @@ func (d *Dir) Linked() (bool, error) {
 		d.linked = &linked
 	}
 	return *d.linked, nil
+}
+
+// Stat is StatName for the directory. Asked for many names, it lists the directory once and takes the word of that for those
+// that are missing.
+func (d *Dir) Stat(name string) (*unix.Stat_t, error) {
+	if d.asked++; d.asked == askedOften {
+		d.names = list(d.Anchor)
+	}
+	if d.names != nil && !d.names[name] {
+		return nil, &fs.PathError{Op: "stat", Path: filepath.Join(d.path, name), Err: unix.ENOENT}
+	}
+	return StatName(d.Anchor, name)
+}
+
+// list gives the names in dir, nil for a large directory and one that cannot be read.
+func list(dir *os.File) map[string]bool {
+	content, err := OpenContent(dir, ".")
+	if err != nil {
+		return nil
+	}
+	defer content.Close()
+	buf := make([]byte, listSize)
+	var names []string
+	for {
+		n, err := unix.ReadDirent(int(content.Fd()), buf)
+		if err != nil || names != nil && n > 0 {
+			return nil
+		}
+		if n == 0 {
+			break
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, make([]string, 0, 16))
+	}
+	found := make(map[string]bool, len(names))
+	for _, name := range names {
+		found[name] = true
+	}
+	return found
 }
 
 // Make makes what is missing of the directory. Afterwards its anchor is the directory itself.

@@ -49,7 +49,7 @@ func (t *Transfer) AttachBase(c Container) error {
 // Attach shares what was planned; AttachBase has to come first. When it fails, Detach takes back what it did in the container
 // and Remove what it did on the host.
 func (t *Transfer) Attach(c Container, attachments []Attachment) error {
-	at := &attacher{Container: c, dirs: atroot.NewDirs(c.Root), exported: make(map[string]string)}
+	at := &attacher{Container: c, exported: make(map[string]string)}
 	defer at.close()
 	if err := at.open(t); err != nil {
 		return err
@@ -76,7 +76,6 @@ type attacher struct {
 	master, mid *os.File // the container's directories on the host
 	base        *os.File // and in the container
 	sources     hostpath.Parents
-	dirs        *atroot.Dirs
 	exported    map[string]string // the entries of the sources that are
 }
 
@@ -105,42 +104,50 @@ func (at *attacher) close() {
 		}
 	}
 	at.sources.Close()
-	at.dirs.Close()
+}
+
+// point is a mount point: the entry name of dir, or dir itself.
+type point struct {
+	dir   *os.File
+	name  string
+	mount int // that it is on
 }
 
 func (at *attacher) attach(attachments []Attachment) error {
-	targets := make([]*os.File, len(attachments)) // nil where the source is mounted already
+	dirs := atroot.NewDirs(at.Root)
+	defer dirs.Close()
+	points := make([]*point, len(attachments)) // nil where the source is mounted already
 	defer func() {
-		for _, target := range targets {
-			if target != nil {
-				target.Close()
+		for _, p := range points {
+			if p != nil && p.name == "" {
+				p.dir.Close()
 			}
 		}
 	}()
-	var checks []*os.File // a mount point on each mount
+	var checks []*os.File // one on each mount
 	mounts := make(map[int]bool)
 	for i := range attachments {
 		a := &attachments[i]
-		target, mount, err := at.prepare(a)
+		p, err := at.prepare(a, dirs)
 		if err != nil {
 			return fmt.Errorf("share %s: %w", a.Spec, err)
 		}
-		targets[i] = target
-		if target != nil && !mounts[mount] {
-			mounts[mount] = true
-			checks = append(checks, target)
+		points[i] = p
+		if p != nil && !mounts[p.mount] {
+			mounts[p.mount] = true
+			checks = append(checks, p.dir)
 		}
 	}
 	if len(checks) == 0 {
 		return nil
 	}
 	return at.inside(checks, func() error {
-		for i := range attachments {
-			if targets[i] == nil {
+		for i, p := range points {
+			a := &attachments[i]
+			if p == nil {
 				continue
 			}
-			a := &attachments[i]
-			if err := at.mountEntry(a, at.exported[a.Source], targets[i]); err != nil {
+			if err := at.mountEntry(a, at.exported[a.Source], p); err != nil {
 				return fmt.Errorf("share %s: %w", a.Spec, err)
 			}
 		}
@@ -164,8 +171,8 @@ func (c Container) inside(points []*os.File, f func() error) error {
 	})
 }
 
-// mountEntry mounts a copy of the transfer entry, as the container sees it, on target.
-func (at *attacher) mountEntry(a *Attachment, entry string, target *os.File) error {
+// mountEntry mounts a copy of the transfer entry, as the container sees it, on the mount point.
+func (at *attacher) mountEntry(a *Attachment, entry string, p *point) error {
 	fd, err := openTree(int(at.base.Fd()), entry)
 	if err != nil {
 		return err
@@ -177,59 +184,64 @@ func (at *attacher) mountEntry(a *Attachment, entry string, target *os.File) err
 	if err := a.setOptions(fd); err != nil {
 		return err
 	}
-	return moveTree(fd, int(target.Fd()), "")
+	return moveTree(fd, int(p.dir.Fd()), p.name)
 }
 
-// prepare makes the transfer entry and the mount point, of which it gives a handle and the mount that it is on.
-func (at *attacher) prepare(a *Attachment) (target *os.File, mount int, err error) {
+// prepare makes the transfer entry and the mount point.
+func (at *attacher) prepare(a *Attachment, dirs *atroot.Dirs) (*point, error) {
 	isDir, err := at.export(a)
 	if err != nil {
-		return nil, 0, err
-	}
-	dirs := at.dirs
-	if a.inner { // what it is in has been mounted since the others were resolved
-		dirs = atroot.NewDirs(at.Root)
-		defer dirs.Close()
+		return nil, err
 	}
 	dir, err := dirs.Locate(a.Target)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if a.mount != 0 && a.mount != dir.Mount {
-		return nil, 0, fmt.Errorf("%w: a mount that was not there when the change was planned", ErrOccupied)
+		return nil, fmt.Errorf("%w: a mount that was not there when the change was planned", ErrOccupied)
 	}
 	if err := dir.Make(at.owner()); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	name := filepath.Base(a.Target)
-	if isDir && slices.Contains(a.Dirs, a.Target) {
-		target, err = atroot.Mkdir(dir.Anchor, name, at.owner())
-		return target, dir.Mount, err
+	p := &point{dir: dir.Anchor, name: filepath.Base(a.Target), mount: dir.Mount}
+	made, err := p.make(isDir, at.owner())
+	if err != nil || made {
+		return p, err
 	}
-	stat, err := atroot.StatName(dir.Anchor, name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && isDir: // inside another shared path
-		target, err = atroot.Mkdir(dir.Anchor, name, at.owner())
-		return target, dir.Mount, err
-	case errors.Is(err, fs.ErrNotExist):
-		err = atroot.CreateFile(dir.Anchor, name, at.owner(), 0o644)
-	case err == nil:
+	return a.existing(p, isDir)
+}
+
+// make makes the mount point unless something has its name.
+func (p *point) make(isDir bool, owner atroot.Owner) (made bool, err error) {
+	if isDir {
+		made, err = atroot.MkdirNew(p.dir, p.name, owner)
+	} else {
+		err = atroot.CreateFile(p.dir, p.name, owner, 0o644)
+		made = err == nil
+	}
+	if errors.Is(err, fs.ErrExist) {
+		err = nil
+	}
+	return made, err
+}
+
+// existing takes what has the mount point's name. It gives nil if the very source is mounted there.
+func (a *Attachment) existing(p *point, isDir bool) (*point, error) {
+	f, err := atroot.OpenName(p.dir, p.name)
+	if err != nil {
+		return nil, err
+	}
+	stat, err := atroot.Stat(f)
+	var mounted bool
+	if err == nil {
 		err = checkTarget(stat, isDir)
 	}
 	if err == nil {
-		target, err = atroot.OpenName(dir.Anchor, name)
+		p.mount, mounted, err = mounttable.ID(f)
 	}
-	if err != nil {
-		return nil, 0, err
+	if err != nil || mounted && a.isSource(stat) {
+		f.Close()
+		return nil, err
 	}
-	mount, mounted, err := mounttable.ID(target)
-	if err == nil && mounted {
-		stat, err = atroot.Stat(target)
-		mounted = err == nil && a.isSource(stat)
-	}
-	if err != nil || mounted { // the very source is there
-		target.Close()
-		return nil, 0, err
-	}
-	return target, mount, nil
+	return &point{dir: f, mount: p.mount}, nil
 }

@@ -195,7 +195,7 @@ func (a *Attachment) planTarget(root *os.File, dirs *atroot.Dirs, isDir bool) er
 	}
 	a.Dirs = dir.Made(a.Target)
 	if len(a.Dirs) == 0 {
-		stat, err := atroot.StatName(dir.Anchor, filepath.Base(a.Target))
+		stat, err := dir.Stat(filepath.Base(a.Target))
 		if err == nil {
 			if err := checkReserved(root, stat, a.linked); err != nil {
 				return err

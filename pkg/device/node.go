@@ -148,7 +148,7 @@ func plan(dirs *atroot.Dirs, node Node) (*Placement, error) {
 		return placement, nil
 	}
 	name := filepath.Base(node.Path)
-	stat, err := atroot.StatName(dir.Anchor, name)
+	stat, err := dir.Stat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return placement, nil

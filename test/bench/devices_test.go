@@ -106,8 +106,10 @@ func (d *devices) measure(m *meter, name string, way func() error) {
 func (d *devices) restore() error {
 	nodes := make([]device.Node, 0, d.n)
 	rules := make([]device.Rule, 0, d.n)
+	var finder device.Finder
+	defer finder.Close()
 	for i, path := range d.host {
-		host, err := device.Lookup(path)
+		host, err := finder.Lookup(path)
 		if err != nil {
 			return err
 		}
