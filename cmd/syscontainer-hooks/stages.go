@@ -69,7 +69,6 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 	if err := p.begin(ctx, stdin); err != nil {
 		return err
 	}
-	defer p.end()
 	spec, err := hookstate.LoadSpec(p.state.Bundle)
 	if err != nil {
 		return err
@@ -79,6 +78,10 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 		return err
 	}
 	defer container.Close()
+	if err := p.lock(ctx); err != nil {
+		return err
+	}
+	defer p.end()
 	earlier := mergeIntents(p.journal.Entries)
 	if earlier.isOf(container) && earlier.Done && !earlier.Removed {
 		return nil // two hook entries for one start are common
@@ -97,6 +100,9 @@ func (p *program) poststop(ctx context.Context, stdin *os.File) error {
 	if err := p.begin(ctx, stdin); err != nil {
 		return err
 	}
+	if err := p.lock(ctx); err != nil {
+		return err
+	}
 	defer p.end()
 	if err := p.takeBack(ctx, mergeIntents(p.journal.Entries), nil); err != nil {
 		return err
@@ -104,17 +110,20 @@ func (p *program) poststop(ctx context.Context, stdin *os.File) error {
 	return p.journal.Clear()
 }
 
-// begin does what all stages start with. From here on this is the only run for the container.
+// begin does what all stages start with.
 func (p *program) begin(ctx context.Context, stdin *os.File) (err error) {
 	p.log = newLog(p.options)
 	if p.state, err = hookstate.ReadState(ctx, stdin); err != nil {
 		return err
 	}
 	p.log = p.log.WithField("container", p.state.ID)
-	if p.transfer, err = bind.NewTransfer(p.state.ID); err != nil {
-		return err
-	}
-	<-p.signalsCaught // nothing is left behind until here
+	p.transfer, err = bind.NewTransfer(p.state.ID)
+	return err
+}
+
+// lock makes this the only run for the container, and reads what an earlier one has written down.
+func (p *program) lock(ctx context.Context) (err error) {
+	<-p.signalsCaught // until here nothing is changed, not even a file made, and a signal may just end us
 	p.journal, err = journal.Open[intent](ctx, journalDir, p.state.ID)
 	return err
 }
