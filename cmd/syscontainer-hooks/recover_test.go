@@ -132,7 +132,7 @@ func TestSyslog(t *testing.T) {
 	}
 	daemon, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path})
 	require.NoError(t, err)
-	defer os.Remove(path)
+	defer func() { _ = os.Remove(path) }()
 	s := newScene(t, false)
 	require.Equal(t, result{}, hook(t, "", s.State(), "-state", "prestart"))
 	buf := make([]byte, 4096)

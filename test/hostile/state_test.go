@@ -245,7 +245,7 @@ func TestConfig(t *testing.T) {
 		"link": "mv config.json ..; ln -s ../config.json config.json", "link-to-host": "ln -sf $HD/file config.json",
 		"fifo": "rm config.json; mkfifo config.json", "directory": "rm config.json; mkdir config.json", "missing": "rm config.json",
 		"100-MiB": "truncate -s 100M config.json",
-		"device": "rm config.json; mknod config.json c 1 5",
+		"device":  "rm config.json; mknod config.json c 1 5",
 	} {
 		rows = append(rows, row{
 			id: "STA-06/" + name, host: script(s), record: rec, within: 2 * time.Second, maxRSS: 128 << 20,
