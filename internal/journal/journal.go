@@ -16,9 +16,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/go-json-experiment/json"
-
 	"isula.org/syscontainer-hooks/internal/atomicfile"
+	"isula.org/syscontainer-hooks/internal/strictjson"
 )
 
 // maxSize bounds what is read back: 128 binds and 4096 devices with paths of an ordinary length are far below.
@@ -70,7 +69,7 @@ func (j *Journal[E]) read() error {
 	whole := data[:bytes.LastIndexByte(data, '\n')+1]
 	for line := range bytes.Lines(whole) {
 		var entry E
-		if json.Unmarshal(line, &entry) == nil { // a damaged line must not keep the others from being taken back
+		if strictjson.Unmarshal(line, &entry) == nil { // a damaged line must not keep the others from being taken back
 			j.Entries = append(j.Entries, entry)
 		}
 	}
@@ -82,7 +81,7 @@ func (j *Journal[E]) read() error {
 
 // Append writes an entry down. It returns before what the entry announces may begin.
 func (j *Journal[E]) Append(entry E) error {
-	line, err := json.Marshal(entry)
+	line, err := strictjson.Marshal(entry)
 	if err == nil {
 		_, err = j.file.Write(append(line, '\n'))
 	}

@@ -2,8 +2,9 @@
 // understand differently is an error: duplicate members, members that differ from a known one only in case, null for a string
 // or number, invalid UTF-8 and anything behind the value.
 //
-// The syntax is jsontext's, the parser of encoding/json/v2. The decoding is done here, in the same pass as the checks: a hook
-// decodes two small documents in its life, and setting up a general decoder takes longer than all else it does with them.
+// The syntax is jsontext's, the parser of encoding/json/v2. The decoding is done here, in the same pass as the checks, and the
+// encoding too: a hook handles a few small documents in its life, and setting up a general coder for their types takes longer
+// than all else it does with them.
 package strictjson
 
 import (
@@ -22,8 +23,8 @@ import (
 var ErrCase = errors.New("member name in the wrong case")
 
 // Unmarshal decodes data, which has to be one JSON object, into the struct that v points to. Its fields have tags as for
-// encoding/json/v2 and are strings, integers, structs or slices of those. Unknown members are left out, or kept in a field of
-// type jsontext.Value with the option embed.
+// encoding/json/v2 and are strings, integers, booleans, structs, pointers to or slices of those. Unknown members are left out,
+// or kept in a field of type jsontext.Value with the option embed.
 func Unmarshal(data []byte, v any) error {
 	dec := jsontext.NewDecoder(bytes.NewReader(data))
 	if kind := dec.PeekKind(); kind != jsontext.KindBeginObject {
@@ -43,6 +44,10 @@ func Unmarshal(data []byte, v any) error {
 
 // decode reads one value into v.
 func decode(dec *jsontext.Decoder, v reflect.Value) error {
+	if v.Kind() == reflect.Pointer && dec.PeekKind() != jsontext.KindNull {
+		v.Set(reflect.New(v.Type().Elem()))
+		v = v.Elem()
+	}
 	switch kind := dec.PeekKind(); {
 	case kind == jsontext.KindBeginObject && v.Kind() == reflect.Struct:
 		return decodeObject(dec, v)
@@ -68,7 +73,9 @@ func decode(dec *jsontext.Decoder, v reflect.Value) error {
 			return fmt.Errorf("%s: %w", dec.StackPointer(), err)
 		}
 		v.SetUint(n)
-	case kind == jsontext.KindNull && (v.Kind() == reflect.Slice || v.Kind() == reflect.Struct):
+	case (kind == jsontext.KindTrue || kind == jsontext.KindFalse) && v.Kind() == reflect.Bool:
+		v.SetBool(kind == jsontext.KindTrue)
+	case kind == jsontext.KindNull && (v.Kind() == reflect.Slice || v.Kind() == reflect.Struct || v.Kind() == reflect.Pointer):
 	default:
 		return fmt.Errorf("%s: %v where a %v should be", dec.StackPointer(), kind, v.Kind())
 	}
@@ -123,19 +130,39 @@ func decodeObject(dec *jsontext.Decoder, v reflect.Value) error {
 
 // fieldNamed gives the field of the struct v that the member belongs to, or else the one that keeps unknown members.
 func fieldNamed(v reflect.Value, name string) (field, embed reflect.Value, err error) {
-	t := v.Type()
-	for i := range t.NumField() {
-		known, option, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-		switch {
-		case known == "" && option == "embed":
+	for i := range v.NumField() {
+		switch tag := tagOf(v.Type().Field(i)); {
+		case tag.skip:
+		case tag.inline:
+			if field, _, err = fieldNamed(v.Field(i), name); err != nil || field.IsValid() {
+				return field, embed, err
+			}
+		case tag.embed:
 			embed = v.Field(i)
-		case known == name:
+		case tag.name == name:
 			return v.Field(i), reflect.Value{}, nil
-		case strings.EqualFold(known, name):
-			return field, embed, fmt.Errorf("%w: %q, want %q", ErrCase, name, known)
+		case strings.EqualFold(tag.name, name):
+			return field, embed, fmt.Errorf("%w: %q, want %q", ErrCase, name, tag.name)
 		}
 	}
 	return field, embed, nil
+}
+
+// tag is what a struct field says about its member.
+type tag struct {
+	name      string
+	omitEmpty bool
+	embed     bool // keeps the members that the struct does not know
+	inline    bool // a struct whose members are those of this one
+	skip      bool
+}
+
+func tagOf(f reflect.StructField) tag {
+	name, option, tagged := strings.Cut(f.Tag.Get("json"), ",")
+	t := tag{name: name, omitEmpty: option == "omitempty", embed: tagged && option == "embed"}
+	t.inline = f.Anonymous && name == ""
+	t.skip = name == "-" || name == "" && !t.embed && !t.inline
+	return t
 }
 
 // keep adds the member to the object of unknown ones.

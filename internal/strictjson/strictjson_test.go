@@ -32,6 +32,43 @@ func TestUnmarshal(t *testing.T) {
 	require.NoError(t, Unmarshal([]byte(`{"inner":null,"one":null}`), &v))
 }
 
+type whole struct {
+	base
+	Ptr    *inner   `json:"ptr,omitempty"`
+	List   []string `json:"list,omitempty"`
+	Done   bool     `json:"done,omitempty"`
+	hidden int
+}
+
+type base struct {
+	Path string `json:"path"`
+}
+
+func TestMarshal(t *testing.T) {
+	t.Parallel()
+	for want, v := range map[string]whole{
+		`{"path":"a\"b"}`: {base: base{Path: `a"b`}, hidden: 1, List: []string{}},
+		`{"path":"","ptr":{"Major":-3,"x":[1,2]},"list":["","ü"],"done":true}`: {
+			Ptr: &inner{Major: -3, Unknown: jsontext.Value(`{"x": [1, 2]}`)}, List: []string{"", "ü"}, Done: true,
+		},
+	} {
+		got, err := Marshal(v)
+		require.NoError(t, err)
+		require.Equal(t, want, string(got))
+		var back whole
+		require.NoError(t, Unmarshal(got, &back))
+		again, err := Marshal(back)
+		require.NoError(t, err)
+		require.Equal(t, want, string(again))
+	}
+	_, err := Marshal(inner{Unknown: jsontext.Value(`[1]`)})
+	require.Error(t, err)
+	_, err = Marshal(struct {
+		C chan int `json:"c"`
+	}{})
+	require.Error(t, err)
+}
+
 func TestUnmarshalRefuses(t *testing.T) {
 	t.Parallel()
 	for name, data := range map[string]string{
@@ -83,5 +120,15 @@ func FuzzUnmarshal(f *testing.F) {
 			t.Fatalf("%s: %v", data, err)
 		}
 		require.Equal(t, fmt.Sprintf("%+v", want), fmt.Sprintf("%+v", got))
+
+		encoded, err := Marshal(got)
+		require.NoError(t, err)
+		var again outer
+		if err := json.Unmarshal(encoded, &again); err != nil {
+			t.Fatalf("%s: %v", encoded, err)
+		}
+		twice, err := Marshal(again)
+		require.NoError(t, err)
+		require.Equal(t, string(encoded), string(twice))
 	})
 }

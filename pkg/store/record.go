@@ -10,7 +10,6 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"isula.org/syscontainer-hooks/internal/strictjson"
@@ -160,7 +159,7 @@ func Parse(data []byte) (*Record, error) {
 
 // Marshal encodes the record as the writer does: one line, empty lists left out.
 func (r *Record) Marshal() ([]byte, error) {
-	data, err := json.Marshal(r)
+	data, err := strictjson.Marshal(r)
 	if err == nil && len(data) > maxSize {
 		err = fmt.Errorf("%d bytes, %d are the limit", len(data), maxSize)
 	}
