@@ -29,6 +29,9 @@ const (
 	exitUsage  = 2
 )
 
+// poststop is the stage that cleans up: it goes on whatever fails, and is never an error.
+const poststop = "poststop"
+
 const (
 	// defaultTimeout leaves a failing prestart time to take everything back before lcr kills it after 30 seconds.
 	defaultTimeout = 20 * time.Second
@@ -69,17 +72,18 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 		return exitOK
 	case opts.stage == "poststart":
 		return exitOK
-	case opts.relabel && opts.stage != "poststop": // the end of a container is not the time to object
+	case opts.relabel && opts.stage != poststop: // the end of a container is not the time to object
 		fmt.Fprintln(stderr, "syscontainer-hooks: -with-relabel is not available yet")
 		return exitUsage
 	}
+	p.signals = catchSignals(opts.stage)
 	if err := settle(); err != nil {
 		fmt.Fprintln(stderr, "syscontainer-hooks:", err)
 		return exitFailed
 	}
 	p.options = opts
 	stage, failure := p.prestart, exitFailed
-	if opts.stage == "poststop" {
+	if opts.stage == poststop {
 		stage, failure = p.poststop, exitOK
 	}
 	fail := func(err error) {
@@ -91,7 +95,7 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 	ctx, cancel := context.WithTimeoutCause(context.Background(), opts.timeout,
 		fmt.Errorf("not done within %s; -timeout sets another limit", opts.timeout))
 	defer cancel()
-	ctx = p.catchSignals(ctx)
+	ctx = p.signals.end(ctx)
 	// Even taking back can hang, in a system call on a dead file server. What is left then is in the journal.
 	var outcome sync.Once
 	giveUp := func() {
@@ -128,23 +132,32 @@ func settle() error {
 	return nil
 }
 
-// catchSignals gives a context that ends with a signal, for a prestart; a poststop ignores them. Catching takes the runtime a
-// while, so it happens beside the rest, and signalsCaught tells when it is done. It lasts to the very end: a signal that comes
-// when all is done must not make it look undone.
-func (p *program) catchSignals(ctx context.Context) context.Context {
-	p.signalsCaught = make(chan struct{})
-	if p.options.stage == "poststop" {
+// signals are caught, or ignored, from when ready is closed.
+type signals struct {
+	ready  chan struct{}
+	caught chan os.Signal
+}
+
+// catchSignals ignores them for a poststop. Catching takes the runtime a while, so it happens beside all that changes nothing
+// yet. It lasts to the very end: a signal that comes when all is done must not make it look undone.
+func catchSignals(stage string) signals {
+	s := signals{make(chan struct{}), make(chan os.Signal, 1)}
+	if stage == poststop {
 		signal.Ignore(endSignals...)
-		close(p.signalsCaught)
-		return ctx
+		close(s.ready)
+		return s
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
-		caught := make(chan os.Signal, 1)
-		signal.Notify(caught, endSignals...)
-		close(p.signalsCaught)
-		cancel(fmt.Errorf("signal: %s", <-caught))
+		signal.Notify(s.caught, endSignals...)
+		close(s.ready)
 	}()
+	return s
+}
+
+// end gives a context that ends with a signal.
+func (s signals) end(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() { cancel(fmt.Errorf("signal: %s", <-s.caught)) }()
 	return ctx
 }
 
@@ -194,7 +207,7 @@ func (o *options) check(operands []string) (err error) {
 		return nil
 	}
 	switch o.stage {
-	case "prestart", "createRuntime", "poststart", "poststop":
+	case "prestart", "createRuntime", "poststart", poststop:
 	default:
 		return fmt.Errorf("-state %.40q: want prestart, createRuntime, poststart or poststop", o.stage)
 	}

@@ -58,8 +58,8 @@ type program struct {
 	transfer *bind.Transfer
 	journal  *journal.Journal[intent]
 
-	undoFailed    bool
-	signalsCaught chan struct{} // closed when they are
+	signals    signals
+	undoFailed bool
 	// interpose lets tests of this package put faults between the steps; nil in the program.
 	interpose func([]pipeline.Step) []pipeline.Step
 }
@@ -123,7 +123,7 @@ func (p *program) begin(ctx context.Context, stdin *os.File) (err error) {
 
 // lock makes this the only run for the container, and reads what an earlier one has written down.
 func (p *program) lock(ctx context.Context) (err error) {
-	<-p.signalsCaught // until here nothing is changed, not even a file made, and a signal may just end us
+	<-p.signals.ready // until here nothing is changed, not even a file made, and a signal may just end us
 	p.journal, err = journal.Open[intent](ctx, journalDir, p.state.ID)
 	return err
 }
