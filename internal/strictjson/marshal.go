@@ -55,11 +55,12 @@ func encodeFields(b []byte, v reflect.Value) ([]byte, error) {
 			continue
 		}
 		var err error
-		if tag.inline {
+		switch {
+		case tag.inline:
 			b, err = encodeFields(b, field)
-		} else if tag.embed {
+		case tag.embed:
 			b, err = appendMembers(b, field.Bytes())
-		} else {
+		default:
 			b, err = jsontext.AppendQuote(comma(b), tag.name)
 			if err == nil {
 				b, err = encode(append(b, ':'), field)
