@@ -26,7 +26,7 @@ var ErrCase = errors.New("member name in the wrong case")
 // encoding/json/v2 and are strings, integers, booleans, structs, pointers to or slices of those. Unknown members are left out,
 // or kept in a field of type jsontext.Value with the option embed.
 func Unmarshal(data []byte, v any) error {
-	dec := jsontext.NewDecoder(bytes.NewReader(data))
+	dec := jsontext.NewDecoder(bytes.NewBuffer(data)) // reads a Buffer in place
 	if kind := dec.PeekKind(); kind != jsontext.KindBeginObject {
 		if _, err := dec.ReadToken(); err != nil {
 			return err
