@@ -47,6 +47,17 @@ func NewRuntime(name, path string) (*Runtime, error) {
 	return rt, nil
 }
 
+// InV2View is the same runtime on a host that has cgroup v2 only: /sys/fs/cgroup is a cgroup2 mount, and so containers' devices
+// are governed by a filter.
+func (rt *Runtime) InV2View() (*Runtime, error) {
+	view, err := v2View()
+	if err != nil {
+		return nil, fmt.Errorf("v2 view of cgroups: %w", err)
+	}
+	start := func(cmd *exec.Cmd) error { return view.do(cmd.Start) }
+	return &Runtime{Name: rt.Name, Path: rt.Path, start: start}, nil
+}
+
 // V1Devices says whether the devices controller is one of cgroup v1: the only kind whose permissions can be read back.
 func V1Devices() bool {
 	_, err := os.Stat(cgroupDir + "/devices/devices.list")
@@ -67,13 +78,21 @@ func (t *thread) do(f func() error) error {
 	return <-done
 }
 
-// v1View lives as long as the process. Mounts below /sys/fs/cgroup are private to it; all others stay peers of the test's own,
-// so what a hook mounts in it arrives there.
-var v1View = sync.OnceValues(func() (*thread, error) {
+var (
+	v1View = sync.OnceValues(func() (*thread, error) { return newView(onlyV1) })
+	v2View = sync.OnceValues(func() (*thread, error) { return newView(onlyV2) })
+)
+
+// newView lives as long as the process. Mounts below /sys/fs/cgroup, which fill makes, are private to it; all others stay peers
+// of the test's own, so what a hook mounts in it arrives there.
+func newView(fill func() error) (*thread, error) {
 	t := &thread{jobs: make(chan func())}
 	ready := make(chan error)
 	serve := func() {
-		err := onlyV1()
+		err := ownCgroupDir()
+		if err == nil {
+			err = fill()
+		}
 		ready <- err
 		if err != nil {
 			return // still locked: the thread ends with its namespace
@@ -99,15 +118,26 @@ var v1View = sync.OnceValues(func() (*thread, error) {
 		<-started
 	}()
 	return t, <-ready
-})
+}
 
-func onlyV1() error {
+func ownCgroupDir() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
 	if err := unix.Mount("", cgroupDir, "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make %s private: %w", cgroupDir, err)
 	}
+	return nil
+}
+
+func onlyV2() error {
+	if err := unix.Mount("cgroup2", cgroupDir, "cgroup2", 0, ""); err != nil {
+		return fmt.Errorf("mount cgroup2: %w", err)
+	}
+	return nil
+}
+
+func onlyV1() error {
 	entries, err := os.ReadDir(cgroupDir)
 	if err != nil {
 		return err
