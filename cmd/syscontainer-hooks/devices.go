@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"isula.org/syscontainer-hooks/internal/atroot"
 	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/pkg/device"
 	"isula.org/syscontainer-hooks/pkg/store"
@@ -63,13 +64,15 @@ func (r *restoration) planDevices() error {
 	if err != nil {
 		return err
 	}
-	r.intent.Grant = &grant{Cgroup: cgroup.Path}
-	if r.intent.Grant.Inode, err = inode(cgroup.File); err != nil {
+	stat, err := atroot.Stat(cgroup.File)
+	if err != nil {
 		return err
 	}
-	if r.intent.Grant.Grant, err = granter.Plan(rules); err != nil {
+	missing, err := granter.Plan(rules)
+	if err != nil {
 		return err
 	}
+	r.intent.Grant = &grant{Cgroup: cgroup.Path, Inode: stat.Ino, Grant: missing}
 	r.intent.Nodes, err = r.deviceContainer().Plan(nodes)
 	return err
 }
@@ -127,11 +130,11 @@ func (r *restoration) withCgroup(f func(*device.Cgroup) error) error {
 		return err
 	}
 	defer dir.Close()
-	current, err := inode(dir)
+	stat, err := atroot.Stat(dir)
 	if err != nil {
 		return err
 	}
-	if current != r.intent.Grant.Inode {
+	if stat.Ino != r.intent.Grant.Inode {
 		return fmt.Errorf("cgroup %s: %w: another one has its name now", dir.Name(), os.ErrNotExist)
 	}
 	cgroup, err := device.OpenCgroup(dir)
@@ -139,14 +142,6 @@ func (r *restoration) withCgroup(f func(*device.Cgroup) error) error {
 		return err
 	}
 	return f(cgroup)
-}
-
-func inode(f *os.File) (uint64, error) {
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
-		return 0, fmt.Errorf("stat %s: %w", f.Name(), err)
-	}
-	return stat.Ino, nil
 }
 
 func (r *restoration) makeNodes(context.Context) error {

@@ -76,15 +76,15 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 		fmt.Fprintln(stderr, "syscontainer-hooks: -with-relabel is not available yet")
 		return exitUsage
 	}
-	p.signals = catchSignals(opts.stage)
-	if err := settle(); err != nil {
-		fmt.Fprintln(stderr, "syscontainer-hooks:", err)
-		return exitFailed
-	}
 	p.options = opts
 	stage, failure := p.prestart, exitFailed
 	if opts.stage == poststop {
 		stage, failure = p.poststop, exitOK
+	}
+	p.signals = catchSignals(opts.stage)
+	if err := settle(); err != nil {
+		fmt.Fprintln(stderr, "syscontainer-hooks:", err)
+		return failure
 	}
 	fail := func(err error) {
 		fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err)))

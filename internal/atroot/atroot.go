@@ -2,7 +2,7 @@
 
 // Package atroot works beneath a container's root directory, which its image and its processes may have filled with anything:
 // links to the host, mounts, FIFOs. The root is a handle, every path is resolved by the kernel inside it, and all that follows
-// happens on handles. Nothing that stands there already is ever opened otherwise than with O_PATH.
+// happens on handles. Nothing but a directory that stands there already is ever opened otherwise than with O_PATH.
 package atroot
 
 import (
@@ -55,8 +55,8 @@ func Linked(root *os.File, path string) (bool, error) {
 	}
 }
 
-// OpenContent opens the directory name in dir for reading, unless it is a link or something is mounted on it. It is for what is
-// on a file system of our own.
+// OpenContent opens the directory name in dir for reading, unless it is a link or something is mounted on it. Reading the names
+// in a directory does nothing to what has them.
 func OpenContent(dir *os.File, name string) (*os.File, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
@@ -86,18 +86,16 @@ func openat2(dir *os.File, path string, flags, resolve uint64) (*os.File, error)
 	return nil, &fs.PathError{Op: "open", Path: full, Err: fmt.Errorf("the path keeps changing: %w", unix.EAGAIN)}
 }
 
-// Place is where a path's last component is or will be.
+// Place is the directory that a path's last component is or will be in.
 type Place struct {
 	Anchor  *os.File // the deepest directory on the way that exists
 	Missing []string // the directories below it that have to be made, outermost first
-	Name    string   // the last component
 }
 
 // Locate resolves all but the last component of the absolute, clean path as far as it exists.
 func Locate(root *os.File, path string) (*Place, error) {
-	dir, name := filepath.Split(path)
-	place := &Place{Name: name}
-	for dir = filepath.Clean(dir); ; dir = filepath.Dir(dir) {
+	place := &Place{}
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
 		anchor, err := Open(root, dir, unix.O_DIRECTORY)
 		if err == nil {
 			place.Anchor = anchor
@@ -138,30 +136,30 @@ func (p *Place) MakeParent(owner Owner) (*os.File, error) {
 
 // Mkdir makes the directory name in dir, mode 0755, or takes the one that is there, and gives a handle on it.
 func Mkdir(dir *os.File, name string, owner Owner) (*os.File, error) {
-	if _, err := MkdirNew(dir, name, owner); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := MkdirNew(dir, name, owner); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	return openat2(dir, name, unix.O_NOFOLLOW|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
 }
 
 // MkdirNew makes the directory name in dir, mode 0755. Where something has the name it is fs.ErrExist.
-func MkdirNew(dir *os.File, name string, owner Owner) (made bool, err error) {
-	err = asOwnerOnOverflow(owner, func() error { return unix.Mkdirat(int(dir.Fd()), name, 0o755) })
+func MkdirNew(dir *os.File, name string, owner Owner) error {
+	err := asOwnerOnOverflow(owner, func() error { return unix.Mkdirat(int(dir.Fd()), name, 0o755) })
 	if err != nil {
-		return false, &fs.PathError{Op: "mkdir", Path: filepath.Join(dir.Name(), name), Err: err}
+		return &fs.PathError{Op: "mkdir", Path: filepath.Join(dir.Name(), name), Err: err}
 	}
 	stat, err := StatName(dir, name)
 	if err != nil || stat.Mode&0o7777 == 0o755 && int(stat.Uid) == owner.UID && int(stat.Gid) == owner.GID {
-		return true, err // as it comes from a umask of 0 and a container without a user namespace
+		return err // as it comes from a umask of 0 and a container without a user namespace
 	}
 	// What is new has nothing mounted on it.
 	resolve := uint64(unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV)
 	f, err := openat2(dir, name, unix.O_NOFOLLOW|unix.O_DIRECTORY, resolve)
 	if err != nil {
-		return true, err
+		return err
 	}
 	defer f.Close()
-	return true, Own(f, owner, 0o755)
+	return Own(f, owner, 0o755)
 }
 
 // CreateFile makes the empty file name in dir.

@@ -18,7 +18,7 @@ import (
 // Inside, only handles opened before name anything on the host, paths are the container's: f must not open a path, start a
 // program or start a goroutine that does.
 func Do(ns *os.File, f func() error) error {
-	return OwnThread(func() error {
+	return onOwnThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
 			return fmt.Errorf("enter mount namespace: %w", err)
 		}
@@ -29,7 +29,7 @@ func Do(ns *os.File, f func() error) error {
 // DoPrivate runs f like Do, inside a new mount namespace that is a private copy of this one and vanishes with the last handle
 // on what was mounted there.
 func DoPrivate(f func() error) error {
-	return OwnThread(func() error {
+	return onOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return fmt.Errorf("unshare mount namespace: %w", err)
 		}
@@ -40,10 +40,12 @@ func DoPrivate(f func() error) error {
 	})
 }
 
-// OwnThread runs f on a thread that is never used for anything else, and waits for it: it stays locked, so that the runtime
-// ends it. It has a root and working directory, a umask and file system ids of its own, to change as f likes. The leader of the thread group cannot end and would stay in the container for ever, and with it /proc/self. A goroutine that
+// onOwnThread runs f on a thread that is never used for anything else, and waits for it: it stays locked, so that the runtime
+// ends it. It shares its root and working directory with no other thread, else setns(2) refuses.
+//
+// The leader of the thread group cannot end: it would stay in the container for ever, and with it /proc/self. A goroutine that
 // finds itself on the leader keeps it busy while another one, which then cannot get the leader, does the work.
-func OwnThread(f func() error) error {
+func onOwnThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		defer func() { // nobody else could: it is another goroutine
@@ -53,7 +55,7 @@ func OwnThread(f func() error) error {
 		}()
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			result <- OwnThread(f)
+			result <- onOwnThread(f)
 			runtime.UnlockOSThread()
 			return
 		}

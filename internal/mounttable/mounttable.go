@@ -59,14 +59,9 @@ func (t Table) PeerGroups() map[int]bool {
 }
 
 // PeerGroup gives the peer group that m sends its mount events to, 0 when it is not shared.
-func PeerGroup(m *Mount) int { return optional(m, "shared:") }
-
-// Master gives the peer group that m receives mount events from, 0 when it is no slave.
-func Master(m *Mount) int { return optional(m, "master:") }
-
-func optional(m *Mount, tag string) int {
+func PeerGroup(m *Mount) int {
 	for field := range strings.FieldsSeq(m.Optional) {
-		if value, ok := strings.CutPrefix(field, tag); ok {
+		if value, ok := strings.CutPrefix(field, "shared:"); ok {
 			if n, err := strconv.Atoi(value); err == nil {
 				return n
 			}

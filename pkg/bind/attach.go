@@ -214,15 +214,14 @@ func (at *attacher) prepare(a *Attachment, dirs *atroot.Dirs) (*point, error) {
 // make makes the mount point unless something has its name.
 func (p *point) make(isDir bool, owner atroot.Owner) (made bool, err error) {
 	if isDir {
-		made, err = atroot.MkdirNew(p.dir, p.name, owner)
+		err = atroot.MkdirNew(p.dir, p.name, owner)
 	} else {
 		err = atroot.CreateFile(p.dir, p.name, owner, 0o644)
-		made = err == nil
 	}
 	if errors.Is(err, fs.ErrExist) {
-		err = nil
+		return false, nil
 	}
-	return made, err
+	return true, err
 }
 
 // existing takes what has the mount point's name. It gives nil if the very source is mounted there.

@@ -58,6 +58,7 @@ type Attachment struct {
 	mount  int  // the mount that the mount point is on; only within one process
 	linked bool // a link is on the way to it
 	inner  bool // the mount point is inside another shared path
+	isDir  bool // the source is a directory
 }
 
 func (a *Attachment) on() atroot.FileSystem { return atroot.FileSystem{Root: a.OnRoot, Dev: a.Dev} }
@@ -126,9 +127,9 @@ func (t *Transfer) Plan(c Container, specs []Spec) ([]Attachment, error) {
 	for _, spec := range specs {
 		a := Attachment{Spec: spec, inner: hasOuter(targets, spec.Target)}
 		targets[spec.Target] = true
-		isDir, err := a.planSource(&parents)
+		err := a.planSource(&parents)
 		if err == nil && !a.inner {
-			err = a.planTarget(c.Root, dirs, isDir)
+			err = a.planTarget(c.Root, dirs)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("share %s: %w", spec, err)
@@ -148,17 +149,18 @@ func hasOuter(targets map[string]bool, target string) bool {
 	return false
 }
 
-func (a *Attachment) planSource(parents *hostpath.Parents) (isDir bool, err error) {
+func (a *Attachment) planSource(parents *hostpath.Parents) error {
 	stat, err := parents.Stat(a.Source)
 	if errors.Is(err, fs.ErrNotExist) {
-		a.Missing = missingOnHost(filepath.Clean(a.Source))
-		return true, nil // MakeSources makes a directory
+		a.Missing, a.isDir = missingOnHost(filepath.Clean(a.Source)), true // MakeSources makes a directory
+		return nil
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	a.SourceDev, a.SourceIno = stat.Dev, stat.Ino
-	return checkSource(stat)
+	a.isDir, err = checkSource(stat)
+	return err
 }
 
 // missingOnHost gives what is missing of path, outermost first.
@@ -184,7 +186,7 @@ func checkSource(stat *unix.Stat_t) (isDir bool, err error) {
 	}
 }
 
-func (a *Attachment) planTarget(root *os.File, dirs *atroot.Dirs, isDir bool) error {
+func (a *Attachment) planTarget(root *os.File, dirs *atroot.Dirs) error {
 	dir, err := dirs.Locate(a.Target)
 	if err != nil {
 		return err
@@ -200,16 +202,16 @@ func (a *Attachment) planTarget(root *os.File, dirs *atroot.Dirs, isDir bool) er
 			if err := checkReserved(root, stat, a.linked); err != nil {
 				return err
 			}
-			return checkTarget(stat, isDir)
+			return checkTarget(stat, a.isDir)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	if isDir {
+	if a.isDir {
 		a.Dirs = append(a.Dirs, a.Target)
 	}
-	a.File = !isDir
+	a.File = !a.isDir
 	return nil
 }
 

@@ -23,9 +23,12 @@ import (
 func (c Container) MakeSources(attachments []Attachment) error {
 	for i := range attachments {
 		a := &attachments[i]
-		err := a.makeOnHost(a.Source, true, c.owner())
-		if err == nil && a.SourceIno == 0 {
-			err = a.identifySource()
+		var err error
+		if len(a.Missing) > 0 {
+			err = a.makeOnHost(a.Source, true, c.owner())
+			if err == nil {
+				err = a.identifySource()
+			}
 		}
 		if err == nil && a.inner {
 			err = a.makeInner(attachments[:i], c.owner())
@@ -52,22 +55,9 @@ func (a *Attachment) identifySource() error {
 
 // makeInner makes the mount point inside the shared path that holds it, one of those before.
 func (a *Attachment) makeInner(before []Attachment, owner atroot.Owner) error {
-	source, err := hostpath.Open(a.Source)
-	if err != nil {
-		return err
-	}
-	defer source.Close()
-	stat, err := atroot.Stat(source)
-	if err != nil {
-		return err
-	}
-	isDir, err := checkSource(stat)
-	if err != nil {
-		return err
-	}
 	for _, outer := range slices.Backward(before) {
 		if inner, ok := strings.CutPrefix(a.Target, outer.Target+"/"); ok {
-			return a.makeOnHost(filepath.Join(outer.Source, inner), isDir, owner)
+			return a.makeOnHost(filepath.Join(outer.Source, inner), a.isDir, owner)
 		}
 	}
 	return nil
