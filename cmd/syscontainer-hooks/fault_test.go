@@ -3,13 +3,18 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"isula.org/syscontainer-hooks/pkg/store"
 )
 
 func eachUserNS(t *testing.T, test func(t *testing.T, userns bool)) {
@@ -222,5 +227,33 @@ func TestSignals(t *testing.T) {
 			s.Start()
 			before, inside = s.host(), s.inside()
 		}
+	}
+}
+
+// A run without a record ends as well when a signal comes while it waits for another one.
+func TestSignalWhileWaiting(t *testing.T) {
+	s := newScene(t, false)
+	warm(t)
+	require.NoError(t, os.Remove(filepath.Join(s.Bundle, store.FileName)))
+	lock, err := os.OpenFile(filepath.Join(journalDir, s.ID), os.O_CREATE|os.O_RDWR, 0o600)
+	require.NoError(t, err)
+	defer lock.Close()
+	t.Cleanup(func() { _ = os.Remove(lock.Name()) })
+	require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	before, inside := s.host(), s.inside()
+	for _, signal := range endSignals {
+		cmd := hookCommand(t, "", s.State(), "-log", s.log, "-state", "prestart")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		require.NoError(t, cmd.Start())
+		time.Sleep(100 * time.Millisecond)
+		start := time.Now()
+		require.NoError(t, cmd.Process.Signal(signal))
+		require.Error(t, cmd.Wait())
+		require.Less(t, time.Since(start), time.Second)
+		require.Equal(t, exitFailed, cmd.ProcessState.ExitCode())
+		require.Contains(t, stderr.String(), "signal: ")
+		require.Equal(t, before, s.host())
+		require.Equal(t, inside, s.inside())
 	}
 }

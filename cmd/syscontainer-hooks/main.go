@@ -20,6 +20,8 @@ import (
 	"unicode"
 
 	"golang.org/x/sys/unix"
+
+	"isula.org/syscontainer-hooks/internal/mountns"
 )
 
 // Exit statuses, as the manual page lists them.
@@ -79,9 +81,9 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 	p.options = opts
 	stage, failure := p.prestart, exitFailed
 	if opts.stage == poststop {
+		ignoreSignals()
 		stage, failure = p.poststop, exitOK
 	}
-	p.signals = catchSignals(opts.stage)
 	if err := settle(); err != nil {
 		fmt.Fprintln(stderr, "syscontainer-hooks:", err)
 		return failure
@@ -95,7 +97,7 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 	ctx, cancel := context.WithTimeoutCause(context.Background(), opts.timeout,
 		fmt.Errorf("not done within %s; -timeout sets another limit", opts.timeout))
 	defer cancel()
-	ctx = p.signals.end(ctx)
+	ctx, p.signals = newSignals(ctx)
 	// Even taking back can hang, in a system call on a dead file server. What is left then is in the journal.
 	var outcome sync.Once
 	giveUp := func() {
@@ -117,9 +119,6 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 	return status
 }
 
-// endSignals end a prestart, after it has taken back what it did, and never a poststop.
-var endSignals = []os.Signal{unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGTERM}
-
 // settle makes the process independent of what the runtime, and through it the container's image, may have handed it.
 func settle() error {
 	os.Clearenv()
@@ -129,36 +128,8 @@ func settle() error {
 	if err := os.Chdir("/"); err != nil {
 		return fmt.Errorf("change to /: %w", err)
 	}
+	mountns.Settle()
 	return nil
-}
-
-// signals are caught, or ignored, from when ready is closed.
-type signals struct {
-	ready  chan struct{}
-	caught chan os.Signal
-}
-
-// catchSignals ignores them for a poststop. Catching takes the runtime a while, so it happens beside all that changes nothing
-// yet. It lasts to the very end: a signal that comes when all is done must not make it look undone.
-func catchSignals(stage string) signals {
-	s := signals{make(chan struct{}), make(chan os.Signal, 1)}
-	if stage == poststop {
-		signal.Ignore(endSignals...)
-		close(s.ready)
-		return s
-	}
-	go func() {
-		signal.Notify(s.caught, endSignals...)
-		close(s.ready)
-	}()
-	return s
-}
-
-// end gives a context that ends with a signal.
-func (s signals) end(ctx context.Context) context.Context {
-	ctx, cancel := context.WithCancelCause(ctx)
-	go func() { cancel(fmt.Errorf("signal: %s", <-s.caught)) }()
-	return ctx
 }
 
 // protect turns a panic into an error: the contract of the exit status holds for our own mistakes too.

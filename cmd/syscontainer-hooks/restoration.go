@@ -23,6 +23,8 @@ type restoration struct {
 	intent    intent
 	cleaned   bool // what an earlier run left is gone
 
+	recordDir string // "" when there is no record
+
 	store   *store.Store  // nil when there is no record
 	record  *store.Record // never nil once read
 	binds   []store.Bind  // of the record
@@ -123,11 +125,11 @@ func (r *restoration) finish(context.Context) error {
 // readRecord finds and loads the record. A container that nothing was added to has none.
 func (r *restoration) readRecord(context.Context) error {
 	r.record = &store.Record{}
-	dir, err := r.recordDir()
-	if err != nil || dir == "" {
-		return err
+	if r.recordDir == "" {
+		return nil
 	}
-	if r.store, err = store.Open(dir); err != nil {
+	var err error
+	if r.store, err = store.Open(r.recordDir); err != nil {
 		return err
 	}
 	record, err := r.store.Load()
@@ -148,16 +150,16 @@ func (r *restoration) closeRecord() {
 	}
 }
 
-// recordDir gives the directory that holds the record, "" when there is none: the one that the command line names, the bundle,
+// findRecord gives the directory that holds the record, "" when there is none: the one that the command line names, the bundle,
 // or the one that belongs to this program where it is installed below iSulad's graph root, <graph root>/hooks.
-func (r *restoration) recordDir() (string, error) {
-	if r.options.recordDir != "" {
-		return r.options.recordDir, nil
+func (p *program) findRecord() (string, error) {
+	if p.options.recordDir != "" {
+		return p.options.recordDir, nil
 	}
-	dirs := []string{r.state.Bundle}
+	dirs := []string{p.state.Bundle}
 	if self, err := os.Executable(); err == nil && filepath.Base(filepath.Dir(self)) == "hooks" {
 		graph := filepath.Dir(filepath.Dir(self))
-		dirs = append(dirs, filepath.Join(graph, "engines", "lcr", r.state.ID))
+		dirs = append(dirs, filepath.Join(graph, "engines", "lcr", p.state.ID))
 	}
 	for _, dir := range dirs {
 		_, err := os.Lstat(filepath.Join(dir, store.FileName))

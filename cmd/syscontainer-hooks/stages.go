@@ -58,7 +58,7 @@ type program struct {
 	transfer *bind.Transfer
 	journal  *journal.Journal[intent]
 
-	signals    signals
+	signals    *signals
 	undoFailed bool
 	// interpose lets tests of this package put faults between the steps; nil in the program.
 	interpose func([]pipeline.Step) []pipeline.Step
@@ -69,6 +69,13 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 	if err := p.begin(ctx, stdin); err != nil {
 		return err
 	}
+	recordDir, err := p.findRecord()
+	if err != nil {
+		return err
+	}
+	if recordDir != "" {
+		p.signals.startCatching()
+	}
 	spec, err := hookstate.LoadSpec(p.state.Bundle)
 	if err != nil {
 		return err
@@ -78,6 +85,12 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 		return err
 	}
 	defer container.Close()
+	if recordDir != "" {
+		p.signals.catch()
+	} else {
+		ignoreSignals()
+		ctx = catchingWaits{ctx, p.signals}
+	}
 	if err := p.lock(ctx); err != nil {
 		return err
 	}
@@ -86,7 +99,7 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 	if earlier.isOf(container) && earlier.Done && !earlier.Removed {
 		return nil // two hook entries for one start are common
 	}
-	r := &restoration{program: p, container: container}
+	r := &restoration{program: p, container: container, recordDir: recordDir}
 	defer r.closeRecord()
 	err = pipeline.Run(ctx, p.steps(r.restoreSteps()), undoTimeout, p.observe)
 	if err != nil && r.cleaned && !p.undoFailed {
@@ -123,7 +136,6 @@ func (p *program) begin(ctx context.Context, stdin *os.File) (err error) {
 
 // lock makes this the only run for the container, and reads what an earlier one has written down.
 func (p *program) lock(ctx context.Context) (err error) {
-	<-p.signals.ready // until here nothing is changed, not even a file made, and a signal may just end us
 	p.journal, err = journal.Open[intent](ctx, journalDir, p.state.ID)
 	return err
 }

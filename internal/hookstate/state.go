@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,8 +40,6 @@ const stdinTimeout = 5 * time.Second
 
 // ReadState reads and checks the state. It waits for the end of f until ctx is done, and not longer than 5 seconds.
 func ReadState(ctx context.Context, f *os.File) (*State, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, stdinTimeout, errors.New("it does not end"))
-	defer cancel()
 	data, err := readAll(ctx, f)
 	if err != nil {
 		return nil, fmt.Errorf("read state from standard input: %w", err)
@@ -81,11 +80,13 @@ const pollInterval = 100 // milliseconds
 
 // readAll reads to the end of f, which may be non-blocking, and which a runtime may never close.
 func readAll(ctx context.Context, f *os.File) ([]byte, error) {
-	var data []byte
-	buf := make([]byte, 16<<10)
-	for {
+	data := make([]byte, 0, 1<<10)
+	for start := time.Now(); ; {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
+		}
+		if time.Since(start) > stdinTimeout {
+			return nil, errors.New("it does not end")
 		}
 		// A file or a pipe with something in it, or closed at its other end, is ready at once.
 		ready := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
@@ -94,7 +95,8 @@ func readAll(ctx context.Context, f *os.File) ([]byte, error) {
 		} else if err != nil {
 			return nil, err
 		}
-		n, err := unix.Read(int(f.Fd()), buf)
+		data = slices.Grow(data, 1)
+		n, err := unix.Read(int(f.Fd()), data[len(data):cap(data)])
 		switch {
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
 			continue
@@ -105,6 +107,6 @@ func readAll(ctx context.Context, f *os.File) ([]byte, error) {
 		case len(data)+n > maxState:
 			return nil, errors.New("more than 1 MiB")
 		}
-		data = append(data, buf[:n]...)
+		data = data[:len(data)+n]
 	}
 }

@@ -70,9 +70,12 @@ func PeerGroup(m *Mount) int {
 	return 0
 }
 
-// Proc is a handle on the host's procfs. A thread inside a container's mount namespace reads its own mount table through it:
-// /proc there is whatever the container mounted.
-type Proc struct{ dir *os.File }
+// Proc is the host's procfs and mount table. A thread inside a container's mount namespace reads its own mount table through
+// it: /proc there is whatever the container mounted.
+type Proc struct {
+	dir  *os.File
+	host *os.File // mountinfo: of the namespace in which it was opened, not the one in which it is read
+}
 
 // OpenProc opens the procfs of the namespace that the caller is in now.
 func OpenProc() (*Proc, error) {
@@ -80,11 +83,16 @@ func OpenProc() (*Proc, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Proc{dir}, nil
+	host, err := kernel.OpenAt(dir, "thread-self/mountinfo", unix.O_RDONLY, 0)
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return &Proc{dir, host}, nil
 }
 
-// Close closes the handle.
-func (p *Proc) Close() error { return p.dir.Close() }
+// Close closes the handles.
+func (p *Proc) Close() error { return errors.Join(p.dir.Close(), p.host.Close()) }
 
 // RefuseShared makes sure that mounts on targets, which are in the mount namespace of this thread, appear nowhere else. One
 // that is made below a mount whose peers are on the host appears there as well, and stays when the container is gone.
@@ -99,7 +107,10 @@ func (p *Proc) RefuseShared(targets []*os.File) error {
 			continue
 		}
 		if hostGroups == nil {
-			host, err := p.read("self/mountinfo")
+			if _, err := p.host.Seek(0, io.SeekStart); err != nil {
+				return err
+			}
+			host, err := Read(p.host)
 			if err != nil {
 				return err
 			}
@@ -118,7 +129,12 @@ func (p *Proc) peerGroup(target *os.File) (int, error) {
 	if !errors.Is(err, errors.ErrUnsupported) {
 		return group, err
 	}
-	table, err := p.read("thread-self/mountinfo")
+	f, err := kernel.OpenAt(p.dir, "thread-self/mountinfo", unix.O_RDONLY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	table, err := Read(f)
 	if err != nil {
 		return 0, err
 	}
@@ -130,15 +146,6 @@ func (p *Proc) peerGroup(target *os.File) (int, error) {
 		return 0, err
 	}
 	return PeerGroup(below), nil
-}
-
-func (p *Proc) read(name string) (Table, error) {
-	f, err := kernel.OpenAt(p.dir, name, unix.O_RDONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return Read(f)
 }
 
 // ID gives the mount that the handle stands on, and whether the handle is that mount's root. Since Linux 5.8.

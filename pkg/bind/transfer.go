@@ -69,22 +69,34 @@ func (t *Transfer) Prepare(ctx context.Context) error {
 }
 
 func prepareBase(ctx context.Context) (*os.File, error) {
-	if err := os.Mkdir(Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
 	base, err := atomicfile.OpenDir(Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.Mkdir(Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		base, err = atomicfile.OpenDir(Dir)
+	}
 	if err != nil {
 		return nil, err
 	}
 	err = atomicfile.LockDir(ctx, base)
 	if err == nil {
-		err = base.Chmod(0o700) // an older one may let other users in, to hold the lock for example
+		err = keepOut(base)
 	}
 	if err != nil {
 		base.Close()
 		return nil, err
 	}
 	return base, nil
+}
+
+// keepOut closes a directory to other users, whom an older one may let in, to hold the lock for example.
+func keepOut(dir *os.File) error {
+	stat, err := atroot.Stat(dir)
+	if err != nil || stat.Mode&0o7777 == 0o700 {
+		return err
+	}
+	return dir.Chmod(0o700)
 }
 
 // prepareMaster gives a handle on the tmpfs, which it mounts unless it is there.
