@@ -110,6 +110,10 @@ func ownRoot(base string) error {
 	if err := unix.Mount("testroot", root, "overlay", 0, "lowerdir=/,upperdir="+upper+",workdir="+work); err != nil {
 		return fmt.Errorf("mount overlay: %w", err)
 	}
+	// What a hook in use has left on the machine's root file system; its mounts are not in the overlay.
+	if err := os.RemoveAll(root + "/.sharedpath"); err != nil { //nolint:forbidigo // in the overlay
+		return err
+	}
 	for _, d := range []string{"/proc", "/sys", "/dev", os.TempDir(), cache, cwd} {
 		if err := os.MkdirAll(root+d, 0o755); err != nil {
 			return err
