@@ -111,7 +111,7 @@ func ownRoot(base string) error {
 		return fmt.Errorf("mount overlay: %w", err)
 	}
 	// What a hook in use has left on the machine's root file system; its mounts are not in the overlay.
-	if err := os.RemoveAll(root + "/.sharedpath"); err != nil { //nolint:forbidigo // in the overlay
+	if err := os.RemoveAll(root + "/.sharedpath"); err != nil {
 		return err
 	}
 	for _, d := range []string{"/proc", "/sys", "/dev", os.TempDir(), cache, cwd} {
