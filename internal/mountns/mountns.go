@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/kernel"
+	"isula.org/syscontainer-hooks/internal/thread"
 )
 
 // settled is what Settle has declared.
@@ -93,30 +93,12 @@ func DoPrivate(f func() error) error {
 	})
 }
 
-// onOwnThread runs f on a thread that is never used for anything else, and waits for it: it stays locked, so that the runtime
-// ends it. It shares its root and working directory with no other thread, else setns(2) refuses.
-//
-// The leader of the thread group cannot end: it would stay in the container for ever, and with it /proc/self. A goroutine that
-// finds itself on the leader keeps it busy while another one, which then cannot get the leader, does the work.
+// onOwnThread runs f on a thread of its own that shares its root and working directory with no other, else setns(2) refuses.
 func onOwnThread(f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		defer func() { // nobody else could: it is another goroutine
-			if r := recover(); r != nil {
-				result <- fmt.Errorf("panic: %v\n%s", r, debug.Stack())
-			}
-		}()
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			result <- onOwnThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
+	return thread.Own(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			result <- fmt.Errorf("unshare fs: %w", err)
-			return
+			return fmt.Errorf("unshare fs: %w", err)
 		}
-		result <- f()
-	}()
-	return <-result
+		return f()
+	})
 }

@@ -1,0 +1,163 @@
+//go:build linux
+
+package network
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Kind says what an interface of a container is.
+type Kind string
+
+// The kinds of interfaces.
+const (
+	Veth     Kind = "veth" // one end of a pair, the other one on the host
+	Physical Kind = "eth"  // an interface of the host, moved in
+)
+
+// Interface is a network interface of a container.
+type Interface struct {
+	Kind     Kind   `json:"kind"`
+	Name     string `json:"name"`               // in the container
+	HostName string `json:"hostName,omitempty"` // of the host's end of a Veth, "" for a free one; of a Physical one on the host
+	Bridge   string `json:"bridge,omitempty"`   // that a Veth's host end is in, a Linux or an Open vSwitch one; "" for none
+	MAC      string `json:"mac,omitempty"`      // of the container's end, like 02:00:00:00:00:01; "" for the kernel's choice
+	MTU      int    `json:"mtu"`                // bytes, of both ends; 68 or more
+	QueueLen int    `json:"queueLen"`           // packets, of both ends
+	Address  string `json:"address"`            // IPv4 or IPv6 address and prefix length, like 10.0.0.2/24
+}
+
+// String names the interface as messages do.
+func (i Interface) String() string { return fmt.Sprintf("%s (%s)", i.Name, i.Kind) }
+
+// Attachment is what attaching one interface changes. It can be kept as JSON, for a Detach by another process.
+type Attachment struct {
+	Interface
+	OVS       bool `json:"ovs,omitempty"`       // the bridge is an Open vSwitch one
+	HostIndex int  `json:"hostIndex,omitempty"` // of the host's end of a Veth, once it is made
+	Index     int  `json:"index,omitempty"`     // in the container, once it is there
+	// Original is what a Physical interface is on the host.
+	Original *Original `json:"original,omitempty"`
+
+	bridge int // index of the Linux bridge; only within one process
+}
+
+// Original is what an interface of the host was before it was moved, and what it is to be again. Its addresses are lost.
+type Original struct {
+	Index        int      `json:"index"`
+	Type         string   `json:"type"` // the kernel's name for what it is, as in `ip -d link`: "device", "macvlan"
+	MAC          string   `json:"mac"`
+	PermanentMAC string   `json:"permanentMAC,omitempty"`
+	MTU          int      `json:"mtu"`
+	QueueLen     int      `json:"queueLen"`
+	Up           bool     `json:"up,omitempty"`
+	Alias        string   `json:"alias,omitempty"`
+	AltNames     []string `json:"altNames,omitempty"`
+}
+
+const (
+	minMTU        = 68 // of IPv4, RFC 791
+	maxNumber     = 1<<31 - 1
+	maxInterfaces = 128 // that a container can be given, a limit of the record
+)
+
+// Check tells what is wrong with the interface, whatever the host and the container are like.
+func (i Interface) Check() error {
+	switch {
+	case i.Kind != Veth && i.Kind != Physical:
+		return fmt.Errorf("kind %q: want %s or %s", i.Kind, Veth, Physical)
+	case i.Name == "":
+		return errors.New("it has no name in the container")
+	case i.Kind == Physical && i.HostName == "":
+		return errors.New("it has no name on the host")
+	case i.Kind == Physical && i.Bridge != "":
+		return errors.New("an interface of the host that is moved cannot be in a bridge")
+	case i.MTU < minMTU || i.MTU > maxNumber:
+		return fmt.Errorf("mtu %d: want %d or more", i.MTU, minMTU)
+	case i.QueueLen < 0 || i.QueueLen > maxNumber:
+		return fmt.Errorf("queue length %d: want 0 or more", i.QueueLen)
+	}
+	for _, name := range []string{i.Name, i.HostName, i.Bridge} {
+		if err := checkName(name); err != nil {
+			return err
+		}
+	}
+	if _, err := parseMAC(i.MAC); err != nil {
+		return err
+	}
+	_, err := parseAddress(i.Address)
+	return err
+}
+
+// checkName takes "" and names that no program mistakes for something else: the kernel also accepts "veth%d", which it
+// completes, and "-x".
+func checkName(name string) error {
+	const alphanumeric = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	switch {
+	case name == "":
+		return nil
+	case len(name) >= unix.IFNAMSIZ || strings.Trim(name, alphanumeric+"._-") != "" || !strings.Contains(alphanumeric, name[:1]),
+		name == "lo", name == "all", name == "default":
+		return fmt.Errorf("interface name %.40q: want up to %d letters, digits and ._-, the first a letter or digit",
+			name, unix.IFNAMSIZ-1)
+	}
+	return nil
+}
+
+// parseMAC gives the address of one interface, nil for "".
+func parseMAC(s string) (net.HardwareAddr, error) {
+	if s == "" {
+		return nil, nil
+	}
+	mac, err := net.ParseMAC(s)
+	if err != nil || len(mac) != 6 {
+		return nil, fmt.Errorf("mac %.40q: want six bytes like 02:00:00:00:00:01", s)
+	}
+	if mac[0]&1 != 0 || bytes.Equal(mac, make([]byte, 6)) {
+		return nil, fmt.Errorf("mac %s: not the address of one interface", s)
+	}
+	return mac, nil
+}
+
+// parseAddress takes addresses that one interface can have.
+func parseAddress(s string) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("address %.60q: want an IP address and a prefix length, like 10.0.0.2/24", s)
+	}
+	address := prefix.Addr()
+	if address.IsUnspecified() || address.IsMulticast() || address.IsLoopback() || address.Is4In6() ||
+		address == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return netip.Prefix{}, fmt.Errorf("address %s: not the address of one interface", s)
+	}
+	return prefix, nil
+}
+
+// addAddress gives the interface index an address. IPv6 does not wait for duplicate address detection, RFC 4862: a container that
+// starts cannot.
+func addAddress(handle *netlink.Handle, index int, s string) error {
+	prefix, err := parseAddress(s)
+	if err != nil {
+		return err
+	}
+	address := &netlink.Addr{LinkIndex: index, IPNet: ipNet(prefix)}
+	if prefix.Addr().Is6() {
+		address.Flags = unix.IFA_F_NODAD
+	}
+	if err := handle.AddrAdd(nil, address); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add address %s: %w", s, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
