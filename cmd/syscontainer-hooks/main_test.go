@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -125,7 +127,15 @@ func newScene(t *testing.T, userns bool) *scene {
 		return fmt.Sprintf(`{"Type":"c","Minor":%d,"Major":%d,"PathOnHost":%q,"PathInContainer":%q,"CgroupPermissions":%q,"Parent":""}`,
 			minor, major, path, inContainer, access)
 	}
-	record := fmt.Sprintf(`{"bindToAdd":["%[1]s/d:/mnt/d:rw","%[1]s/d:/mnt/new/d:rw","%[1]s/f:/etc/f:ro,rslave","%[1]s/made/here:/mnt/made",`+
+	prefix := fmt.Sprintf("s%d", scenes.Add(1))
+	addHostLinks(t, prefix)
+	nics := strings.ReplaceAll(`"networkInterfaces":[`+
+		`{"Ip":"10.9.0.2/24","Mac":"02:00:00:00:09:02","Mtu":1400,"Qlen":500,"Type":"veth","Bridge":"PREFIXbr","HostNicName":"PREFIX0","CtrNicName":"eth0"},`+
+		`{"Ip":"fd00:9::2/64","Mac":"","Mtu":1500,"Qlen":1000,"Type":"","Bridge":"PREFIXbr","HostNicName":"","CtrNicName":"eth1"},`+
+		`{"Ip":"10.10.0.2/24","Mac":"02:00:00:00:0a:02","Mtu":1400,"Qlen":500,"Type":"eth","Bridge":"","HostNicName":"PREFIXnic","CtrNicName":"eth2"}],`+
+		`"networkRoute":[{"dest":"default","src":"","gw":"10.9.0.1","dev":"eth0"},{"dest":"fd00:a::/64","src":"","gw":"fd00:9::1","dev":""},`+
+		`{"dest":"192.0.2.0/24","src":"","gw":"","dev":"gone0"},{"dest":"198.51.100.0/24","src":"10.10.0.2","gw":"","dev":"eth2"}]`, "PREFIX", prefix)
+	record := fmt.Sprintf(`{`+nics+`,"bindToAdd":["%[1]s/d:/mnt/d:rw","%[1]s/d:/mnt/new/d:rw","%[1]s/f:/etc/f:ro,rslave","%[1]s/made/here:/mnt/made",`+
 		`"%[1]s/f:/mnt/d/sub/f:ro,rslave"],"deviceToAdd":[%s]}`, s.source, strings.Join([]string{
 		device("/dev/zero", "/dev/zero", "rwm", 1, 5),
 		device("/dev/full", "/dev/new/full", "r", 1, 7),
@@ -136,6 +146,48 @@ func newScene(t *testing.T, userns bool) *scene {
 	return s
 }
 
+// addHostLinks makes a bridge, and what stands for an interface of the host that moves in.
+func addHostLinks(t *testing.T, prefix string) {
+	t.Helper()
+	ip(t, "link", "add", prefix+"br", "address", "02:00:00:00:00:fe", "up", "type", "bridge")
+	ip(t, "link", "add", prefix+"nic", "address", "02:00:00:00:00:01", "mtu", "1450", "txqueuelen", "77", "up", "type", "veth",
+		"peer", "name", prefix+"far", "address", "02:00:00:00:00:02")
+	t.Cleanup(func() {
+		ip(t, "link", "del", prefix+"br")
+		ip(t, "link", "del", prefix+"nic")
+	})
+}
+
+var scenes atomic.Int32
+
+// ip runs ip(8) beside the test and gives what it prints.
+func ip(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("/sbin/ip", args...).CombinedOutput()
+	require.NoError(t, err, "ip %q: %s", args, out)
+	return string(out)
+}
+
+// changing is what differs from one making of an interface to the next: indexes, addresses that the kernel has made up, and the
+// state of a bridge that learns of its ports.
+var changing = regexp.MustCompile(`^\d+: |@if\d+|link-netns(id)? \S+|(valid|preferred)_lft \S+|state \S+|NO-CARRIER,|,LOWER_UP|` +
+	`link/ether ([^0]|0[^2]|02:[^0]|02:0[^0]|02:00:[^0])\S+|net:\[\d+\]`)
+
+// showNetwork is what ip(8) shows of a namespace.
+func showNetwork(t *testing.T, args ...string) []string {
+	t.Helper()
+	var lines []string
+	for _, what := range [][]string{{"-o", "link"}, {"-o", "addr"}, {"-o", "route"}, {"-o", "-6", "route"}} {
+		for line := range strings.Lines(ip(t, append(slices.Clone(args), what...)...)) {
+			if line = changing.ReplaceAllString(line, ""); !strings.Contains(line, "fe80::") {
+				lines = append(lines, line)
+			}
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
 func (s *scene) hook(fault, stage string) result {
 	s.t.Helper()
 	return hook(s.t, fault, s.State(), "-log", s.log, "-state", stage)
@@ -144,10 +196,15 @@ func (s *scene) hook(fault, stage string) result {
 // host is all that the hook may change outside of the container's namespaces, and its cgroup.
 func (s *scene) host() map[string][]string {
 	s.t.Helper()
+	mounts := testutil.Mounts(s.t, "self")
+	for i := range mounts {
+		mounts[i] = changing.ReplaceAllString(mounts[i], "")
+	}
 	return map[string][]string{
-		"mounts": testutil.Mounts(s.t, "self"),
+		"mounts": mounts,
 		"files":  testutil.Tree(s.t, s.Bundle, s.source, "/.sharedpath/midpath", "/.sharedpath/master", journalDir),
 		"cgroup": s.Allowed(),
+		"links":  showNetwork(s.t),
 	}
 }
 
@@ -165,7 +222,18 @@ func (s *scene) inside() map[string][]string {
 	for i := range files {
 		files[i] = strings.TrimPrefix(files[i], s.Path("/")) // it has the pid
 	}
-	return map[string][]string{"mounts": mounts, "files": files}
+	return map[string][]string{"mounts": mounts, "files": files, "links": s.links()}
+}
+
+// links are the interfaces, addresses and routes of the container.
+func (s *scene) links() []string {
+	s.t.Helper()
+	name := s.ID
+	require.NoError(s.t, os.MkdirAll("/run/netns", 0o755))
+	link := filepath.Join("/run/netns", name)
+	require.NoError(s.t, os.Symlink(fmt.Sprintf("/proc/%d/ns/net", s.Pid), link))
+	defer os.Remove(link)
+	return showNetwork(s.t, "-n", name)
 }
 
 // warm makes what stays for all containers, so that snapshots do not differ by it.

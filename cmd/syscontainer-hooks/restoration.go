@@ -12,6 +12,7 @@ import (
 	"isula.org/syscontainer-hooks/internal/hookstate"
 	"isula.org/syscontainer-hooks/pkg/bind"
 	"isula.org/syscontainer-hooks/pkg/device"
+	"isula.org/syscontainer-hooks/pkg/network"
 	"isula.org/syscontainer-hooks/pkg/store"
 )
 
@@ -23,12 +24,14 @@ type restoration struct {
 	intent    intent
 	cleaned   bool // what an earlier run left is gone
 
-	recordDir string // "" when there is no record
-
 	store   *store.Store  // nil when there is no record
 	record  *store.Record // never nil once read
 	binds   []store.Bind  // of the record
 	renewed map[string]numbers
+
+	network  *network.Network
+	pinned   *os.File // the namespace that network is of, when it is not the container's own handle
+	occupied bool     // interfaces may be in it
 }
 
 // intent is what one run is going to change: an entry of the journal. It is all that a later run needs to take it back.
@@ -39,8 +42,12 @@ type intent struct {
 	Binds    []bind.Attachment   `json:"binds,omitempty"`
 	Grant    *grant              `json:"grant,omitempty"`
 	Nodes    []device.Placement  `json:"nodes,omitempty"`
-	Done     bool                `json:"done,omitempty"`    // the run has come to its end
-	Removed  bool                `json:"removed,omitempty"` // and what it did is being taken back
+
+	Interfaces []network.Attachment `json:"interfaces,omitempty"`
+	Routes     []network.Route      `json:"routes,omitempty"`
+
+	Done    bool `json:"done,omitempty"`    // the run has come to its end
+	Removed bool `json:"removed,omitempty"` // and what it did is being taken back
 }
 
 func (i *intent) isOf(c *hookstate.Container) bool {
@@ -85,7 +92,7 @@ func (r *restoration) cleanUp(ctx context.Context) error {
 }
 
 // plan works out all changes before the first one is made, so that a record that cannot be restored changes nothing.
-func (r *restoration) plan(context.Context) error {
+func (r *restoration) plan(ctx context.Context) error {
 	if err := r.checkSupported(); err != nil {
 		return err
 	}
@@ -94,7 +101,10 @@ func (r *restoration) plan(context.Context) error {
 	if err := r.planBinds(); err != nil {
 		return err
 	}
-	return r.planDevices()
+	if err := r.planDevices(); err != nil {
+		return err
+	}
+	return r.planNetwork(ctx)
 }
 
 func (r *restoration) writeJournal(context.Context) error { return r.journal.Append(r.intent) }
@@ -116,13 +126,13 @@ func (r *restoration) finish(context.Context) error {
 	if err := r.deviceContainer().Commit(r.intent.Nodes); err != nil {
 		r.log.Error("drop what the nodes have replaced: ", err)
 	}
-	if n, m := len(r.record.Devices), len(r.record.Binds); n+m > 0 {
-		r.log.Infof("restored %d devices and %d shared paths", n, m)
+	if devices, paths, nics := len(r.record.Devices), len(r.record.Binds), len(r.intent.Interfaces); devices+paths+nics > 0 {
+		r.log.Infof("restored %d devices, %d shared paths, %d network interfaces", devices, paths, nics)
 	}
 	return nil
 }
 
-// readRecord finds and loads the record. A container that nothing was added to has none.
+// readRecord loads the record. A container that nothing was added to has none.
 func (r *restoration) readRecord(context.Context) error {
 	r.record = &store.Record{}
 	if r.recordDir == "" {
@@ -144,10 +154,11 @@ func (r *restoration) readRecord(context.Context) error {
 	return err
 }
 
-func (r *restoration) closeRecord() {
+func (r *restoration) close() {
 	if r.store != nil {
 		r.store.Close()
 	}
+	r.closeNetwork()
 }
 
 // findRecord gives the directory that holds the record, "" when there is none: the one that the command line names, the bundle,
@@ -156,7 +167,10 @@ func (p *program) findRecord() (string, error) {
 	if p.options.recordDir != "" {
 		return p.options.recordDir, nil
 	}
-	dirs := []string{p.state.Bundle}
+	var dirs []string
+	if p.state.Bundle != "" {
+		dirs = append(dirs, p.state.Bundle)
+	}
 	if self, err := os.Executable(); err == nil && filepath.Base(filepath.Dir(self)) == "hooks" {
 		graph := filepath.Dir(filepath.Dir(self))
 		dirs = append(dirs, filepath.Join(graph, "engines", "lcr", p.state.ID))
@@ -179,8 +193,6 @@ func (r *restoration) checkSupported() error {
 	for kind, n := range map[string]int{
 		"I/O limits": len(record.ReadIOPS) + len(record.WriteIOPS) + len(record.ReadBPS) + len(record.WriteBPS) +
 			len(record.Weights),
-		"network interfaces": len(record.NetworkInterfaces),
-		"routes":             len(record.NetworkRoutes),
 	} {
 		if n > 0 {
 			return fmt.Errorf("the record lists %s, which this version cannot restore; remove them from %s", kind, r.store.Path())

@@ -33,6 +33,9 @@ func (r *restoration) restoreSteps() []pipeline.Step {
 		{Name: "share host paths", Do: r.attachBinds, Undo: r.detachBinds},
 		{Name: "allow devices", Do: r.allowDevices, Undo: r.revokeDevices},
 		{Name: "make device nodes", Do: r.makeNodes, Undo: r.removeNodes},
+		{Name: "pin network namespace", Do: r.pinNetwork, Undo: r.unpinNetwork},
+		{Name: "attach network interfaces", Do: r.attachInterfaces, Undo: r.detachInterfaces},
+		{Name: "add routes", Do: r.addRoutes, Undo: r.deleteRoutes},
 		{Name: "save device numbers", Do: r.saveNumbers, NoUndo: "the corrected numbers are true whatever happens"},
 		{Name: "finish", Do: r.finish, NoUndo: "last step"},
 	}
@@ -42,6 +45,9 @@ func (r *restoration) restoreSteps() []pipeline.Step {
 func (r *restoration) removeSteps() []pipeline.Step {
 	return []pipeline.Step{
 		{Name: "note removal", Do: r.noteRemoval, NoUndo: "removal"},
+		{Name: "delete routes", Do: r.deleteRoutes, NoUndo: "removal"},
+		{Name: "remove network interfaces", Do: r.removeInterfaces, NoUndo: "removal"},
+		{Name: "unpin network namespace", Do: r.unpinNetwork, NoUndo: "removal"},
 		{Name: "remove device nodes", Do: r.removeNodes, NoUndo: "removal"},
 		{Name: "revoke devices", Do: r.revokeDevices, NoUndo: "removal"},
 		{Name: "remove mount points", Do: r.detachBinds, NoUndo: "removal"},
@@ -58,6 +64,8 @@ type program struct {
 	transfer *bind.Transfer
 	journal  *journal.Journal[intent]
 
+	recordDir string // "" when there is no record
+
 	signals    *signals
 	undoFailed bool
 	// interpose lets tests of this package put faults between the steps; nil in the program.
@@ -69,11 +77,11 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 	if err := p.begin(ctx, stdin); err != nil {
 		return err
 	}
-	recordDir, err := p.findRecord()
-	if err != nil {
+	var err error
+	if p.recordDir, err = p.findRecord(); err != nil {
 		return err
 	}
-	if recordDir != "" {
+	if p.recordDir != "" {
 		p.signals.startCatching()
 	}
 	spec, err := hookstate.LoadSpec(p.state.Bundle)
@@ -85,7 +93,7 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 		return err
 	}
 	defer container.Close()
-	if recordDir != "" {
+	if p.recordDir != "" {
 		p.signals.catch()
 	} else {
 		ignoreSignals()
@@ -99,8 +107,8 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 	if earlier.isOf(container) && earlier.Done && !earlier.Removed {
 		return nil // two hook entries for one start are common
 	}
-	r := &restoration{program: p, container: container, recordDir: recordDir}
-	defer r.closeRecord()
+	r := &restoration{program: p, container: container}
+	defer r.close()
 	err = pipeline.Run(ctx, p.steps(r.restoreSteps()), undoTimeout, p.observe)
 	if err != nil && r.cleaned && !p.undoFailed {
 		err = errors.Join(err, p.journal.Clear())
@@ -117,7 +125,9 @@ func (p *program) poststop(ctx context.Context, stdin *os.File) error {
 		return err
 	}
 	defer p.end()
-	if err := p.takeBack(ctx, mergeIntents(p.journal.Entries), nil); err != nil {
+	var recordErr error
+	p.recordDir, recordErr = p.findRecord()
+	if err := errors.Join(recordErr, p.takeBack(ctx, mergeIntents(p.journal.Entries), nil)); err != nil {
 		return err
 	}
 	return p.journal.Clear()
@@ -153,7 +163,8 @@ func (p *program) end() {
 // takeBack runs the removal steps on what an earlier run has changed. Without a live container only its root file system is
 // left of it, and that only where the host still has it.
 func (p *program) takeBack(ctx context.Context, earlier intent, live *hookstate.Container) error {
-	r := &restoration{program: p, container: live, intent: earlier}
+	r := &restoration{program: p, container: live, intent: earlier, occupied: true}
+	defer r.close()
 	var rootErr error
 	if live == nil && earlier.Root != "" {
 		root, err := hostpath.Open(earlier.Root)

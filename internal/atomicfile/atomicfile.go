@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,21 @@ func OpenDir(path string) (*os.File, error) {
 		return nil, err
 	}
 	return dir, nil
+}
+
+// MakeDir is OpenDir for a directory that is made when it is missing, for its owner alone, and its parent, for all to read.
+func MakeDir(path string) (*os.File, error) {
+	dir, err := OpenDir(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return dir, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	return OpenDir(path)
 }
 
 // Read gives the content of the file name in dir, which may have limit bytes at the most. A missing file is fs.ErrNotExist.

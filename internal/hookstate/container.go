@@ -34,6 +34,7 @@ type Container struct {
 	Root     *os.File // its root directory as it sees it, before or after pivot_root, O_PATH
 	HostRoot *os.File // the same directory as the host sees it, O_PATH
 	MountNS  *os.File
+	NetNS    *os.File // nil when the container has the network namespace of the host
 
 	UserNS           bool // it has a user namespace of its own
 	RootUID, RootGID int  // the host's ids of its root user
@@ -83,7 +84,7 @@ func Open(state *State, spec *Spec) (_ *Container, err error) {
 
 // Close closes the handles.
 func (c *Container) Close() {
-	for _, f := range []*os.File{c.Root, c.HostRoot, c.MountNS, c.proc} {
+	for _, f := range []*os.File{c.Root, c.HostRoot, c.MountNS, c.NetNS, c.proc} {
 		if f != nil {
 			f.Close()
 		}
@@ -120,39 +121,29 @@ func (c *Container) openProcess(pid int64) (err error) {
 		return gone(fmt.Errorf("not the leader of a process: %w", err))
 	}
 	unix.Close(pidfd)
-	if c.MountNS, err = c.openProc("ns/mnt", unix.O_RDONLY); err != nil {
+	if c.MountNS, err = c.openNamespace("mnt"); err != nil {
 		return err
 	}
-	theirs, err := atroot.Stat(c.MountNS)
-	if err != nil {
-		return err
-	}
-	var ours unix.Stat_t
-	if err := unix.Stat("/proc/thread-self/ns/mnt", &ours); err != nil {
-		return err
-	}
-	if theirs.Ino == ours.Ino {
+	if c.MountNS == nil {
 		return errors.New("it has the mount namespace of the host")
 	}
 	c.Instance = Instance{Pid: pid}
-	return nil
+	c.NetNS, err = c.openNamespace("net")
+	return err
 }
 
-// NetNS gives a handle on the network namespace. A container that has the host's is an error.
-func (c *Container) NetNS() (*os.File, error) {
-	ns, err := c.openProc("ns/net", unix.O_RDONLY)
+// openNamespace opens a namespace of the process, nil when it is the one that this thread is in.
+func (c *Container) openNamespace(kind string) (*os.File, error) {
+	ns, err := c.openProc("ns/"+kind, unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
 	theirs, err := atroot.Stat(ns)
 	var ours unix.Stat_t
 	if err == nil {
-		err = unix.Stat("/proc/thread-self/ns/net", &ours)
+		err = unix.Stat("/proc/thread-self/ns/"+kind, &ours)
 	}
-	if err == nil && theirs.Ino == ours.Ino {
-		err = errors.New("the container has the network namespace of the host")
-	}
-	if err != nil {
+	if err != nil || theirs.Ino == ours.Ino {
 		ns.Close()
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -19,25 +18,17 @@ const wholeRange = 1<<32 - 1
 // readMappings finds the host's ids of the container's root user. The kernel's tables are the truth; the specification has to
 // agree, since it is what the operator meant.
 func (c *Container) readMappings() error {
-	ns, err := c.openProc("ns/user", os.O_RDONLY)
+	ns, err := c.openNamespace("user")
 	if err != nil {
 		return err
 	}
-	defer ns.Close()
-	theirs, err := ns.Stat()
-	if err != nil {
-		return err
-	}
-	ours, err := os.Stat("/proc/thread-self/ns/user")
-	if err != nil {
-		return err
-	}
-	if os.SameFile(theirs, ours) {
+	if ns == nil {
 		if len(c.Spec.Linux.UIDMappings)+len(c.Spec.Linux.GIDMappings) > 0 {
 			return errors.New("the specification maps ids, but the container has no user namespace of its own")
 		}
 		return nil
 	}
+	ns.Close()
 	c.UserNS = true
 	if c.RootUID, err = c.rootID("uid_map", c.Spec.Linux.UIDMappings); err != nil {
 		return err

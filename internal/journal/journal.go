@@ -33,13 +33,7 @@ type Journal[E any] struct {
 
 // Open makes dir and its parent if need be, waits for the lock of the container's journal until ctx is done, and reads it.
 func Open[E any](ctx context.Context, dir, id string) (*Journal[E], error) {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return nil, err
-	}
-	d, err := atomicfile.OpenDir(dir)
+	d, err := atomicfile.MakeDir(dir)
 	if err != nil {
 		return nil, err
 	}

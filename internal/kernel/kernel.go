@@ -6,6 +6,8 @@
 package kernel
 
 import (
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -49,4 +51,22 @@ func OpenAt(dir *os.File, name string, flags int, perm uint32) (*os.File, error)
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// maxStacked is how many mounts are taken off one path.
+const maxStacked = 64
+
+// DetachAll takes all mounts off path, lazily and without following a link. A path without a mount is no error, one that is not
+// there is fs.ErrNotExist.
+func DetachAll(path string) error {
+	for range maxStacked {
+		err := Do(func() error { return unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+		switch {
+		case errors.Is(err, unix.EINVAL): // no mount any more
+			return nil
+		case err != nil:
+			return &fs.PathError{Op: "unmount", Path: path, Err: err}
+		}
+	}
+	return fmt.Errorf("unmount %s: still mounted after %d times", path, maxStacked)
 }

@@ -20,8 +20,8 @@ import (
 // MapBase is the host's id of the root user of a Container with a user namespace.
 const MapBase = 100000
 
-// Container is what a runtime has made when it calls a hook before pivot_root: a process that waits in mount and perhaps user
-// namespaces of its own, with the root file system mounted on itself, and a tmpfs that it has mounted on /dev.
+// Container is what a runtime has made when it calls a hook before pivot_root: a process that waits in mount, network and perhaps
+// user namespaces of its own, with the root file system mounted on itself, and a tmpfs that it has mounted on /dev.
 type Container struct {
 	Pid    int
 	Root   string // directory on the host
@@ -29,8 +29,11 @@ type Container struct {
 	ID     string
 	UserNS bool
 	Cgroup string // directory of its version 1 devices cgroup
-	tb     testing.TB
-	cmd    *exec.Cmd
+
+	HostNetwork bool // the next Start leaves it in the network namespace of the test
+
+	tb  testing.TB
+	cmd *exec.Cmd
 }
 
 var containers atomic.Int32
@@ -98,6 +101,9 @@ func (c *Container) Start() {
 	cmd.Stderr = os.Stderr
 	// No Pdeathsig: it follows the thread that starts the process, and package mountns ends threads.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	if !c.HostNetwork {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
+	}
 	if c.UserNS {
 		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: MapBase, Size: 65536}}
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/moby/sys/mountinfo"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,7 +36,8 @@ func Main(m *testing.M) int {
 
 // OwnHost calls run in a new process of the same program and arguments, as root, and returns its exit status. The process has a
 // mount namespace whose root is an overlay of the machine's, so that /.sharedpath, /run and /etc can be written as the hook
-// writes them and nothing of it reaches the machine. The root is shared, as systemd makes it.
+// writes them and nothing of it reaches the machine. The root is shared, as systemd makes it. It also has a network namespace
+// with nothing but the loopback interface: the host's, as far as the tests can tell.
 func OwnHost(run func() int) int {
 	scratch := os.Getenv(isolatedEnv)
 	if scratch == "" {
@@ -42,6 +45,10 @@ func OwnHost(run func() int) int {
 	}
 	if err := ownRoot(scratch); err != nil {
 		fmt.Fprintln(os.Stderr, "testutil: own root:", err)
+		return 1
+	}
+	if err := loopbackUp(); err != nil {
+		fmt.Fprintln(os.Stderr, "testutil: own network:", err)
 		return 1
 	}
 	return run()
@@ -72,7 +79,7 @@ func reexec() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), isolatedEnv+"="+scratch)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
 	err = cmd.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return exit.ExitCode()
@@ -114,7 +121,7 @@ func ownRoot(base string) error {
 	if err := os.RemoveAll(root + "/.sharedpath"); err != nil {
 		return err
 	}
-	for _, d := range []string{"/proc", "/sys", "/dev", os.TempDir(), cache, cwd} {
+	for _, d := range []string{"/proc", "/dev", os.TempDir(), cache, cwd} {
 		if err := os.MkdirAll(root+d, 0o755); err != nil {
 			return err
 		}
@@ -125,6 +132,9 @@ func ownRoot(base string) error {
 		if err := unix.Mount(d, root+d, "", flags, ""); err != nil {
 			return fmt.Errorf("bind %s: %w", d, err)
 		}
+	}
+	if err := ownSys(root + "/sys"); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
 	}
 	if err := unix.Mount("testrun", root+"/run", "tmpfs", 0, "mode=0755"); err != nil {
 		return fmt.Errorf("mount /run: %w", err)
@@ -143,4 +153,38 @@ func ownRoot(base string) error {
 		return fmt.Errorf("make / shared: %w", err)
 	}
 	return os.Chdir(cwd)
+}
+
+// ownSys mounts sysfs, which shows the network namespace that it is mounted from, with what is mounted on the machine's: cgroups
+// for the most part.
+func ownSys(target string) error {
+	if err := unix.Mount("sysfs", target, "sysfs", 0, ""); err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter("/sys"))
+	if err != nil {
+		return err
+	}
+	var bound []string
+	for _, m := range mounts {
+		below := func(dir string) bool { return strings.HasPrefix(m.Mountpoint+"/", dir+"/") }
+		if m.Mountpoint == "/sys" || slices.ContainsFunc(bound, below) { // what is below a mount comes with it
+			continue
+		}
+		bound = append(bound, m.Mountpoint)
+		flags := uintptr(unix.MS_BIND | unix.MS_REC)
+		if err := unix.Mount(m.Mountpoint, target+strings.TrimPrefix(m.Mountpoint, "/sys"), "", flags, ""); err != nil {
+			return fmt.Errorf("bind %s: %w", m.Mountpoint, err)
+		}
+	}
+	return nil
+}
+
+// loopbackUp sets lo up, as every host does early.
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("look for lo: %w", err)
+	}
+	return netlink.LinkSetUp(lo)
 }

@@ -3,6 +3,7 @@
 package testutil
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"testing"
@@ -18,4 +19,16 @@ func TestOwnRoot(t *testing.T) {
 	out, err := exec.Command("/bin/cat", "/proc/self/mountinfo").CombinedOutput()
 	require.NoError(t, err)
 	require.Contains(t, string(out), " / / rw,relatime shared:")
+}
+
+func TestOwnNetwork(t *testing.T) {
+	RequireRoot(t)
+	interfaces, err := net.Interfaces()
+	require.NoError(t, err)
+	require.Len(t, interfaces, 1)
+	require.Equal(t, net.FlagUp|net.FlagLoopback|net.FlagRunning, interfaces[0].Flags)
+	entries, err := os.ReadDir("/sys/class/net")
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+	require.Equal(t, "lo", entries[0].Name())
 }

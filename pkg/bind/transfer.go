@@ -21,10 +21,8 @@ import (
 // Dir is where the transfer layout is, on the host and in every container.
 const Dir = "/.sharedpath"
 
-const (
-	maxStacked = 64 // mounts that are taken off one transfer entry
-	maxDepth   = 64 // directories in each other that are removed below one
-)
+// maxDepth is how many directories in each other are removed below a transfer entry.
+const maxDepth = 64
 
 // Transfer is one container's part of the transfer layout on the host.
 type Transfer struct{ id string }
@@ -208,19 +206,14 @@ func removeEntries(path string) error {
 // removeEntry takes all mounts off the entry name of dir and removes it. The container may have replaced the entry with anything:
 // nothing is followed.
 func removeEntry(dir *os.File, name string) error {
-	path := filepath.Join(dir.Name(), name)
-	for range maxStacked {
-		err := kernel.Do(func() error { return unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
-		switch {
-		case errors.Is(err, unix.EINVAL): // no mount any more
-			return removePlanted(dir, name, maxDepth)
-		case errors.Is(err, unix.ENOENT):
-			return nil
-		case err != nil:
-			return &fs.PathError{Op: "unmount", Path: path, Err: err}
-		}
+	err := kernel.DetachAll(filepath.Join(dir.Name(), name))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
 	}
-	return fmt.Errorf("unmount %s: still mounted after %d times", path, maxStacked)
+	return removePlanted(dir, name, maxDepth)
 }
 
 // removePlanted removes the entry name of dir. It is empty unless the container made its part writable and put something there.

@@ -61,6 +61,11 @@ type Original struct {
 	Up           bool     `json:"up,omitempty"`
 	Alias        string   `json:"alias,omitempty"`
 	AltNames     []string `json:"altNames,omitempty"`
+	Flags        uint32   `json:"flags,omitempty"`  // of netdevice(7): promiscuous, all multicast, ARP off, multicast
+	Group        uint32   `json:"group,omitempty"`  // that it is in, as in `ip link set group`
+	Lower        int      `json:"lower,omitempty"`  // index of the interface that it sits on, of a veth the other end
+	VLAN         int      `json:"vlan,omitempty"`   // id of a VLAN interface
+	Device       string   `json:"device,omitempty"` // the hardware, like pci/0000:00:03.0
 }
 
 const (

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,8 @@ type Network struct {
 	host   *netlink.Handle
 	ns     *os.File        // the container's, nil when it is gone
 	inside *netlink.Handle // sockets in it, nil when it is gone
+
+	hostSocket, insideSocket *nl.NetlinkSocket // for what the handles cannot say
 }
 
 // Open opens sockets in the network namespace ns of the container id and in the caller's, which counts as the host's. The
@@ -43,7 +46,7 @@ func Open(id string, ns *os.File) (_ *Network, err error) {
 	if n.hostNS, err = kernel.Open("/proc/thread-self/ns/net", unix.O_RDONLY); err != nil {
 		return nil, err
 	}
-	if n.host, err = openSockets(n.hostNS); err != nil {
+	if n.host, n.hostSocket, err = openSockets(n.hostNS); err != nil {
 		return nil, fmt.Errorf("network of the host: %w", err)
 	}
 	if ns == nil {
@@ -52,7 +55,7 @@ func Open(id string, ns *os.File) (_ *Network, err error) {
 	if err := n.check(); err != nil {
 		return nil, err
 	}
-	if n.inside, err = openSockets(ns); err != nil {
+	if n.inside, n.insideSocket, err = openSockets(ns); err != nil {
 		return nil, fmt.Errorf("network of the container: %w", err)
 	}
 	return n, nil
@@ -63,6 +66,11 @@ func (n *Network) Close() {
 	for _, handle := range []*netlink.Handle{n.host, n.inside} {
 		if handle != nil {
 			handle.Close()
+		}
+	}
+	for _, socket := range []*nl.NetlinkSocket{n.hostSocket, n.insideSocket} {
+		if socket != nil {
+			socket.Close()
 		}
 	}
 	if n.hostNS != nil {
@@ -83,16 +91,35 @@ func (n *Network) check() error {
 	return err
 }
 
-func openSockets(ns *os.File) (*netlink.Handle, error) {
-	handle, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
+func openSockets(ns *os.File) (*netlink.Handle, *nl.NetlinkSocket, error) {
+	at := netns.NsHandle(ns.Fd())
+	handle, err := netlink.NewHandleAt(at, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = handle.SetSocketTimeout(answerTimeout)
+	if err == nil {
+		var socket *nl.NetlinkSocket
+		if socket, err = openSocket(at); err == nil {
+			return handle, socket, nil
+		}
+	}
+	handle.Close()
+	return nil, nil, err
+}
+
+func openSocket(at netns.NsHandle) (*nl.NetlinkSocket, error) {
+	socket, err := nl.GetNetlinkSocketAt(at, netns.None(), unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err
 	}
-	if err := handle.SetSocketTimeout(answerTimeout); err != nil {
-		handle.Close()
+	timeout := unix.NsecToTimeval(answerTimeout.Nanoseconds())
+	err = errors.Join(socket.SetSendTimeout(&timeout), socket.SetReceiveTimeout(&timeout), socket.SetExtAck(true))
+	if err != nil {
+		socket.Close()
 		return nil, err
 	}
-	return handle, nil
+	return socket, nil
 }
 
 func sameFile(a, b *os.File) (bool, error) {

@@ -100,7 +100,7 @@ func (c *container) start() {
 	c.process = exec.Command(programs.aid, "hold", c.rootfs)
 	c.process.Env = []string{"GOMAXPROCS=1"}
 	c.process.Stderr = os.Stderr
-	c.process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	c.process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
 	stdin, err := c.process.StdinPipe()
 	require.NoError(c.tb, err)
 	stdout, err := c.process.StdoutPipe()
