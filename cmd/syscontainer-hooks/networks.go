@@ -125,6 +125,7 @@ func (r *restoration) detachInterfaces(ctx context.Context) error {
 			return err
 		}
 		if err := r.network.Detach(ctx, r.intent.Interfaces); err != nil {
+			r.occupied = !errors.Is(err, network.ErrUnsettled)
 			return err
 		}
 	}
@@ -136,9 +137,9 @@ func (r *restoration) detachInterfaces(ctx context.Context) error {
 func (r *restoration) removeInterfaces(ctx context.Context) error {
 	added, err := r.findAdded(ctx)
 	r.intent.Interfaces = append(r.intent.Interfaces, added...)
-	err = errors.Join(err, r.detachInterfaces(ctx))
-	r.occupied = err != nil
-	return err
+	detachErr := r.detachInterfaces(ctx)
+	r.occupied = r.occupied || err != nil
+	return errors.Join(err, detachErr)
 }
 
 func (r *restoration) findAdded(ctx context.Context) ([]network.Attachment, error) {
@@ -163,7 +164,7 @@ func (r *restoration) findAdded(ctx context.Context) ([]network.Attachment, erro
 	if r.intent.Instance == nil && r.pinned == nil {
 		return nil, nil // no hook has been here
 	}
-	return r.network.Find(ctx, added)
+	return r.network.Find(ctx, added, r.intent.Interfaces...)
 }
 
 func (r *restoration) addRoutes(context.Context) error {

@@ -92,19 +92,30 @@ func (n *Network) Attach(ctx context.Context, attachments []Attachment) error {
 
 // Detach takes the interfaces back: veth pairs are removed, in one go, and interfaces of the host come home. What is not there
 // any more, or was never attached, is no error. An interface that the container has renamed is found all the same; one that
-// merely has the name is left alone.
+// merely has the name is left alone. An error that is ErrUnsettled leaves nothing in the container's namespace.
 func (n *Network) Detach(ctx context.Context, attachments []Attachment) error {
 	var veths []Attachment
+	var unsettled []error
 	errs := []error{n.removePorts(ctx, attachments)}
 	for _, a := range slices.Backward(attachments) {
 		if a.Kind == Veth {
 			veths = append(veths, a)
 			continue
 		}
-		if err := n.detachPhysical(a); err != nil {
+		err := n.detachPhysical(a)
+		switch {
+		case errors.Is(err, ErrUnsettled):
+			unsettled = append(unsettled, fmt.Errorf("bring home interface %s: %w", a, err))
+		case err != nil:
 			errs = append(errs, fmt.Errorf("bring home interface %s: %w", a, err))
 		}
 	}
 	errs = append(errs, n.detachVeths(veths))
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		for _, u := range unsettled {
+			err = fmt.Errorf("%w; %v", err, u) //nolint:errorlint // ErrUnsettled would say more than is true
+		}
+		return err
+	}
+	return errors.Join(unsettled...)
 }

@@ -18,6 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrUnsettled is the cause when an interface of the host has left the container's namespace, but is not all that it was: its name
+// was taken on the host, for example, so that it came home under another one.
+var ErrUnsettled = errors.New("it has left the container, but is not what it was")
+
 // detachPhysical brings the interface home from wherever it is. Nowhere means that it has gone, like a virtual function that was
 // taken away, and is no error.
 func (n *Network) detachPhysical(a Attachment) (err error) {
@@ -31,6 +35,9 @@ func (n *Network) detachPhysical(a Attachment) (err error) {
 	defer func() { err = errors.Join(err, n.leaveTransit(t)) }()
 	for deadline := time.Now().Add(returnTimeout); ; time.Sleep(returnPoll) {
 		done, err := n.bringHome(a, &t)
+		if done && err != nil {
+			return fmt.Errorf("%w: %w", ErrUnsettled, err)
+		}
 		if done || err != nil || a.Original.vanished() {
 			return err
 		}
@@ -202,8 +209,11 @@ func (n *Network) moveHome(hostName string, index int, t *transit) (string, erro
 }
 
 // settle restores an interface that is on the host: it never left, came home only just before a process was killed, or was
-// returned by the kernel.
+// returned by the kernel. One that the host uses in a bridge or bond was returned by somebody else, and has another life now.
 func (n *Network) settle(a Attachment, link netlink.Link) error {
+	if link.Attrs().MasterIndex != 0 {
+		return nil
+	}
 	wanted := a.Original.settings()
 	wanted.name = a.HostName
 	name := link.Attrs().Name

@@ -285,7 +285,8 @@ func TestPhysicalNameTakenAtHome(t *testing.T) {
 			for range 2 {
 				err := n.Detach(t.Context(), attachments)
 				require.ErrorIs(t, err, ErrExist)
-				require.Regexp(t, `^bring home interface c0 \(eth\): on the host, p0: .*: it came home as p0-[0-9a-f]{4}; `, err.Error())
+				require.ErrorIs(t, err, ErrUnsettled)
+				require.Regexp(t, `^bring home interface c0 \(eth\): .*on the host, p0: .*: it came home as p0-[0-9a-f]{4}; `, err.Error())
 				require.Len(t, links(t, n.inside), 1)
 			}
 			hostLines(t, lines[1])
@@ -309,6 +310,21 @@ func TestPhysicalVanished(t *testing.T) {
 	insideLines(t, n, "ip link del p0", "ip link add c0 index "+index+" link low0 address 02:00:00:00:01:01 type macvlan")
 	require.NoError(t, n.Detach(t.Context(), attachments))
 	require.Contains(t, facts(t, n.inside, "c0"), "macvlan")
+	require.Empty(t, facts(t, n.host, "p0"))
+}
+
+// What has no lower interface is told by its type.
+func TestPhysicalVanishedDummy(t *testing.T) {
+	newPhysical(t, "ifb")
+	n := newNetwork(t, "c1")
+	attachments := attached(t, n)
+	insideLines(t, n, "ip link del c0",
+		fmt.Sprintf("ip link add c0 index %d address 02:00:00:00:01:01 type bridge", attachments[0].Index))
+	there := links(t, n.inside)
+	require.NoError(t, n.Detach(t.Context(), attachments))
+	attachments[0].Index = 0
+	require.NoError(t, n.Detach(t.Context(), attachments))
+	require.Equal(t, there, links(t, n.inside))
 	require.Empty(t, facts(t, n.host, "p0"))
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -209,16 +210,18 @@ func linkOf(index int) netlink.Link {
 }
 
 // Find gives what another program has attached, so that Detach takes it back as well: those of the interfaces that are provably
-// the container's. An Open vSwitch port whose interface has gone is among them.
-func (n *Network) Find(ctx context.Context, interfaces []Interface) ([]Attachment, error) {
+// the container's. known are attachments that are known already. An Open vSwitch port whose interface has gone is found as well.
+func (n *Network) Find(ctx context.Context, interfaces []Interface, known ...Attachment) ([]Attachment, error) {
 	var found []Attachment
 	var errs []error
 	for _, i := range interfaces {
-		find := n.findVeth
+		var a *Attachment
+		var err error
 		if i.Kind == Physical {
-			find = func(_ context.Context, i Interface) (*Attachment, error) { return n.findPhysical(i) }
+			a, err = n.findPhysical(i, slices.Concat(known, found)...)
+		} else {
+			a, err = n.findVeth(ctx, i)
 		}
-		a, err := find(ctx, i)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("look for interface %s: %w", i, err))
 		}
