@@ -144,10 +144,10 @@ func (r *restoration) removeInterfaces(ctx context.Context) error {
 
 func (r *restoration) findAdded(ctx context.Context) ([]network.Attachment, error) {
 	if err := r.readRecord(ctx); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			err = nil
+		if !errors.Is(err, os.ErrNotExist) {
+			r.log.Warn("cannot tell whether interfaces were added while the container ran: ", err)
 		}
-		return nil, err
+		return nil, nil
 	}
 	added := interfacesOf(r.record)
 	added = slices.DeleteFunc(added, func(i network.Interface) bool {

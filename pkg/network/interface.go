@@ -29,7 +29,7 @@ type Interface struct {
 	Name     string `json:"name"`               // in the container
 	HostName string `json:"hostName,omitempty"` // of the host's end of a Veth, "" for a free one; of a Physical one on the host
 	Bridge   string `json:"bridge,omitempty"`   // that a Veth's host end is in, a Linux or an Open vSwitch one; "" for none
-	MAC      string `json:"mac,omitempty"`      // of the container's end, like 02:00:00:00:00:01; "" for the kernel's choice
+	MAC      string `json:"mac,omitempty"`      // in the container, like 02:00:00:00:00:01; "" for one of its own, see Attach
 	MTU      int    `json:"mtu"`                // bytes, of both ends; 68 or more
 	QueueLen int    `json:"queueLen"`           // packets, of both ends
 	Address  string `json:"address"`            // IPv4 or IPv6 address and prefix length, like 10.0.0.2/24

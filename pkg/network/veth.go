@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -72,6 +73,9 @@ func (n *Network) makeVeth(a *Attachment) error {
 	if err != nil {
 		return err
 	}
+	if mac == nil {
+		mac = n.ownMAC(a.Name)
+	}
 	request := n.newRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ECHO)
 	up := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	up.Flags, up.Change = unix.IFF_UP, unix.IFF_UP
@@ -90,9 +94,7 @@ func (n *Network) makeVeth(a *Attachment) error {
 	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(a.MTU)))
 	peer.AddRtAttr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(a.QueueLen)))
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(n.ns.Fd())))
-	if mac != nil {
-		peer.AddRtAttr(unix.IFLA_ADDRESS, mac)
-	}
+	peer.AddRtAttr(unix.IFLA_ADDRESS, mac)
 	request.AddData(info)
 	answers, err := request.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 	if err != nil {
@@ -112,6 +114,15 @@ func (n *Network) makeVeth(a *Attachment) error {
 	}
 	a.HostIndex, a.Index = link.Attrs().Index, link.Attrs().ParentIndex
 	return nil
+}
+
+// ownMAC gives an interface the same locally administered address at every start: with another one, the host's neighbours would
+// not reach it until they have forgotten the old one.
+func (n *Network) ownMAC(name string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(n.id + "/" + name))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^1 | 2
+	return mac
 }
 
 // newRequest is a request to the host's network. Its errors come with the kernel's own words.

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Command demo shows what the hook does, on a host of its own and with a real runtime: a container gets a record of a device and
-// two directories, is restarted, and has them. Nothing of it stays on the machine.
+// Command demo shows what the hook does, on a host of its own and with a real runtime: a container gets a record of a device,
+// two directories, a network interface and a route, is restarted, and has them. Nothing of it stays on the machine.
 package main
 
 import (

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,12 +24,13 @@ type scene struct {
 	rows  []row
 }
 
-// row is a line of the table: what is in the record, how it looks from inside, and how it should.
+// row is a line of the table: what is in the record, and of which of its lists, how it looks from inside, and how it should.
 type row struct {
-	resource, record string
-	look             func() string
-	want             string
-	before, after    string
+	list, record  string
+	resource      string
+	look          func() string
+	want          string
+	before, after string
 }
 
 func newScene(tb harness.TB, rt *harness.Runtime, tools harness.Tools) *scene {
@@ -42,7 +44,7 @@ func newScene(tb harness.TB, rt *harness.Runtime, tools harness.Tools) *scene {
 	}
 	if harness.V1Devices() {
 		s.rows = append(s.rows, row{
-			resource: "device /dev/demo",
+			list: "deviceToAdd", resource: "device /dev/demo",
 			record: `{"Type":"c","Minor":5,"Major":1,"PathOnHost":"/dev/zero","PathInContainer":"/dev/demo",` +
 				`"CgroupPermissions":"rwm","Parent":""}`,
 			look: s.device, want: "c 1:5, reads 00000000",
@@ -53,14 +55,15 @@ func newScene(tb harness.TB, rt *harness.Runtime, tools harness.Tools) *scene {
 	s.rows = append(
 		s.rows,
 		row{
-			resource: "bind /mnt/data rw", record: fmt.Sprintf("%q", s.share+"/data:/mnt/data:rw"),
+			list: "bindToAdd", resource: "bind /mnt/data rw", record: fmt.Sprintf("%q", s.share+"/data:/mnt/data:rw"),
 			look: s.writable, want: "reads the host's file; the host reads the container's",
 		},
 		row{
-			resource: "bind /mnt/config ro", record: fmt.Sprintf("%q", s.share+"/config:/mnt/config:ro,rslave"),
+			list: "bindToAdd", resource: "bind /mnt/config ro", record: fmt.Sprintf("%q", s.share+"/config:/mnt/config:ro,rslave"),
 			look: s.readOnly, want: "reads the host's file; a write is refused",
 		},
 	)
+	s.rows = append(s.rows, s.networkRows()...)
 	return s
 }
 
@@ -79,26 +82,20 @@ func (s *scene) play() {
 	s.c.Stop()
 	s.print()
 	if left := s.c.Left(); reflect.DeepEqual(before, left) {
-		fmt.Println("\nContainer stopped: no mount, node, directory or cgroup of it is left on the host.")
+		fmt.Println("\nContainer stopped: no mount, node, directory, cgroup or interface of it is left on the host.")
 	} else {
 		s.tb.Errorf("left on the host after the stop:\nbefore %+v\nafter  %+v", before, left)
 	}
 }
 
 func (s *scene) record() string {
-	var devices, binds []string
+	lists := map[string][]json.RawMessage{}
 	for _, r := range s.rows {
-		if strings.HasPrefix(r.record, "{") {
-			devices = append(devices, r.record)
-		} else {
-			binds = append(binds, r.record)
-		}
+		lists[r.list] = append(lists[r.list], json.RawMessage(r.record))
 	}
-	text := `{"bindToAdd":[` + strings.Join(binds, ",") + `]`
-	if len(devices) > 0 {
-		text += `,"deviceToAdd":[` + strings.Join(devices, ",") + `]`
-	}
-	return text + "}"
+	text, err := json.Marshal(lists)
+	harness.Fatal(s.tb, err, "record")
+	return string(text)
 }
 
 func (s *scene) print() {

@@ -33,6 +33,9 @@ type entry struct {
 type record struct {
 	BindToAdd   []string `json:"bindToAdd,omitempty"`
 	DeviceToAdd []entry  `json:"deviceToAdd,omitempty"`
+
+	NetworkInterfaces []nic   `json:"networkInterfaces,omitempty"`
+	NetworkRoute      []route `json:"networkRoute,omitempty"`
 }
 
 func (r record) String() string {

@@ -54,7 +54,8 @@ func RemoveBuilt() {
 	}
 }
 
-func builtTools() (Tools, error) {
+// BuiltTools are the tools of this process's tests, built once.
+func BuiltTools() (Tools, error) {
 	built.Lock()
 	defer built.Unlock()
 	if built.Hook != "" {

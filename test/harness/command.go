@@ -29,6 +29,11 @@ func (r Result) Err() error {
 	return fmt.Errorf("exit status %d: %s", r.Code, strings.TrimSpace(r.Stdout+r.Stderr))
 }
 
+// Command runs a program on the host, with this text as its standard input.
+func Command(stdin string, args ...string) Result {
+	return command((*exec.Cmd).Start, "/", stdin, args...)
+}
+
 // command runs a program to its end, at most waitLimit. Its standard streams are pipes: crun 1.8.1 gives those of a container to
 // the container's root, and given /dev/null it chowns the machine's.
 func command(start func(*exec.Cmd) error, dir, stdin string, args ...string) Result {

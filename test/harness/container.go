@@ -17,6 +17,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"isula.org/syscontainer-hooks/test/payload/nettool"
 )
 
 // Config says how a container is made. The zero value, but for Runtime, is one without a hook.
@@ -51,7 +53,7 @@ func New(tb TB, cfg Config) *Container {
 	c := &Container{tb: tb, cfg: cfg, Tools: cfg.Tools, ID: fmt.Sprintf("hooktest-%d-%d", os.Getpid(), containers.Add(1))}
 	if c.Tools == (Tools{}) {
 		var err error
-		c.Tools, err = builtTools()
+		c.Tools, err = BuiltTools()
 		Fatal(tb, err, "build")
 	}
 	Fatal(tb, adopt(), "adopt the inits of containers")
@@ -126,7 +128,25 @@ func (c *Container) TryStart() Result {
 	Fatal(c.tb, err, "pid file")
 	c.Pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
 	Fatal(c.tb, err, "pid file")
-	return c.Runtime("start", c.ID)
+	if r := c.Runtime("start", c.ID); r.Code != 0 {
+		return r
+	}
+	return c.awaitInit()
+}
+
+// awaitInit waits until the container's init is the payload. It may still be the runtime when that says that it is started, and
+// who enters the user namespace of such a process is at times refused (crun 1.8.1).
+func (c *Container) awaitInit() Result {
+	c.tb.Helper()
+	end := time.Now().Add(waitLimit)
+	for time.Now().Before(end) {
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.Pid))
+		if err != nil || filepath.Base(exe) == "payload" {
+			return Result{}
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return Result{Code: -1, Stderr: "the container's init does not come up"}
 }
 
 // Start is TryStart that must work.
@@ -159,7 +179,8 @@ func (c *Container) stopInit() error {
 		return fmt.Errorf("pidfd_open %d: %w", c.Pid, err)
 	}
 	defer unix.Close(fd)
-	if r := c.Runtime("kill", c.ID, "TERM"); r.Code != 0 {
+	// An init that has just started does not yet listen to anything milder.
+	if r := c.Runtime("kill", c.ID, "KILL"); r.Code != 0 {
 		return r.Err()
 	}
 	return reap(c.Pid, fd)
@@ -214,6 +235,9 @@ func (c *Container) cleanup() {
 	if c.Pid != 0 || c.Runtime("state", c.ID).Code == 0 {
 		c.Forget()
 	}
+	if c.tb.Failed() && c.cfg.Stage != "" { // the next test is not to stumble over what this one left
+		c.RunHook("poststop", c.State("stopped", -1))
+	}
 }
 
 // TryExec runs the payload in the container.
@@ -227,6 +251,14 @@ func (c *Container) Exec(args ...string) string {
 	r := c.TryExec(args...)
 	Fatal(c.tb, r.Err(), "in the container, "+strings.Join(args, " "))
 	return strings.TrimSuffix(r.Stdout, "\n")
+}
+
+// Links are the interfaces of the running container as it sees them itself.
+func (c *Container) Links() []nettool.Link {
+	c.tb.Helper()
+	var links []nettool.Link
+	Fatal(c.tb, json.Unmarshal([]byte(c.Exec("links")), &links), "interfaces of the container")
+	return links
 }
 
 // State is what the runtime tells its hooks on stdin: pid -1 for none, as lcr does it.

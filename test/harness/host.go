@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"isula.org/syscontainer-hooks/test/payload/nettool"
 )
 
 // Mount is one line of a mountinfo file, proc_pid_mountinfo(5).
@@ -74,12 +76,14 @@ func readMounts(tb TB, path string) []Mount {
 
 // Left is what this container has on the host: compare one taken before a start with one taken after a stop.
 type Left struct {
-	Mounts   []string // of the test's host, but for the tmpfs on /.sharedpath/master, which is every container's
-	Rootfs   []string // name, type, mode, owner and device number of everything in the root filesystem
-	Transfer []string // names in /.sharedpath/master and /.sharedpath/midpath
-	Run      []string // what /run/syscontainer-tools keeps for containers
-	Cgroups  []string // with the container's name
-	Nodes    []string // owner and mode of host devices
+	Mounts   []string       // of the test's host, but for the tmpfs on /.sharedpath/master, which is every container's
+	Rootfs   []string       // name, type, mode, owner and device number of everything in the root filesystem
+	Transfer []string       // names in /.sharedpath/master and /.sharedpath/midpath
+	Run      []string       // what /run/syscontainer-tools keeps for containers
+	Cgroups  []string       // with the container's name
+	Nodes    []string       // owner and mode of host devices
+	Links    []nettool.Link // interfaces of the host, without their numbers
+	Routes   []string
 }
 
 // Left lists it.
@@ -96,14 +100,33 @@ func (c *Container) Left() Left {
 	for _, dir := range []string{"/.sharedpath/master/*", "/.sharedpath/midpath/*"} {
 		l.Transfer = append(l.Transfer, glob(c.tb, dir)...)
 	}
-	for _, dir := range []string{"/run/syscontainer-tools/hooks/*", "/run/syscontainer-tools/netns/*"} {
-		l.Run = append(l.Run, glob(c.tb, dir)...)
+	for _, dir := range []string{"hooks", "netns", "transit"} {
+		l.Run = append(l.Run, glob(c.tb, "/run/syscontainer-tools/"+dir+"/*")...)
 	}
 	l.Cgroups = append(glob(c.tb, cgroupDir+"/"+c.ID), glob(c.tb, cgroupDir+"/*/"+c.ID)...)
 	for _, node := range []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/loop-control"} {
 		l.Nodes = append(l.Nodes, node+" "+describe(c.tb, node))
 	}
+	l.Links, l.Routes = HostLinks(c.tb), hostRoutes(c.tb)
+	for i := range l.Links {
+		l.Links[i].Index, l.Links[i].Peer = 0, 0
+	}
 	return l
+}
+
+// HostLinks are the interfaces of the test's network namespace.
+func HostLinks(tb TB) []nettool.Link {
+	tb.Helper()
+	links, err := nettool.Links()
+	Fatal(tb, err, "interfaces of the host")
+	return links
+}
+
+func hostRoutes(tb TB) []string {
+	tb.Helper()
+	routes, err := nettool.Routes()
+	Fatal(tb, err, "routes of the host")
+	return routes
 }
 
 func glob(tb TB, pattern string) []string {

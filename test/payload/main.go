@@ -16,7 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const usage = `usage: payload init | mountinfo | stat PATH | ls PATH | read PATH [N] | write PATH TEXT | openw PATH | remount-rw PATH`
+const usage = `usage: payload init [ADDRESS] | hold ROOT | mountinfo | stat PATH | ls PATH | read PATH [N] | write PATH TEXT` +
+	` | openw PATH | remount-rw PATH` + networkUsage
+
+var errUsage = errors.New(usage)
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -29,6 +32,10 @@ func run(args []string) error {
 	switch {
 	case match(args, "init", 0):
 		return initProcess()
+	case match(args, "init", 1):
+		return serve(args[1])
+	case match(args, "hold", 1):
+		return hold(args[1])
 	case match(args, "mountinfo", 0):
 		return printAll("/proc/self/mountinfo")
 	case match(args, "stat", 1):
@@ -46,7 +53,7 @@ func run(args []string) error {
 	case match(args, "remount-rw", 1):
 		return remountWritable(args[1])
 	}
-	return errors.New(usage)
+	return network(args)
 }
 
 func match(args []string, name string, operands int) bool {
@@ -59,6 +66,20 @@ func initProcess() error {
 	signal.Notify(stop, unix.SIGTERM, unix.SIGINT)
 	<-stop
 	return nil
+}
+
+// hold is a container at the point where a runtime calls its hooks: in a mount namespace of its own, whose root directory is
+// mounted and not yet changed to. It ends when its standard input does.
+func hold(root string) error {
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("make / a slave: %w", err)
+	}
+	if err := unix.Mount(root, root, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind the root: %w", err)
+	}
+	fmt.Println("ready")
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 // stat prints type, device number, mode, uid and gid, without following a link: "c 1:5 0666 0 0".
