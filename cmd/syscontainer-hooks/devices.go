@@ -88,7 +88,7 @@ func (r *restoration) resolve(finder *device.Finder, entry store.Device) (device
 	}
 	if int64(host.Major) != entry.Major || int64(host.Minor) != entry.Minor {
 		r.renewed[entry.PathOnHost] = numbers{host.Major, host.Minor}
-		r.log.Infof("device %s is %d:%d now, was %d:%d", entry.PathOnHost, host.Major, host.Minor, entry.Major, entry.Minor)
+		r.log().Infof("device %s is %d:%d now, was %d:%d", entry.PathOnHost, host.Major, host.Minor, entry.Major, entry.Minor)
 	}
 	access, err := device.ParseAccess(entry.CgroupPermissions)
 	if err != nil {

@@ -13,6 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// log gives the log. Most runs have nothing to say, and do not pay for it.
+func (p *program) log() *logrus.Entry {
+	if p.logger == nil {
+		p.logger = newLog(p.options)
+	}
+	if p.state == nil {
+		return p.logger
+	}
+	return p.logger.WithField("container", p.state.ID)
+}
+
 // newLog writes to the file of the options, or to syslog. Work goes on without a log that cannot be opened, as without a syslog
 // daemon; syslog is told then.
 func newLog(opts options) *logrus.Entry {

@@ -232,7 +232,7 @@ func (s *scene) links() []string {
 	require.NoError(s.t, os.MkdirAll("/run/netns", 0o755))
 	link := filepath.Join("/run/netns", name)
 	require.NoError(s.t, os.Symlink(fmt.Sprintf("/proc/%d/ns/net", s.Pid), link))
-	defer os.Remove(link)
+	defer func() { _ = os.Remove(link) }()
 	return showNetwork(s.t, "-n", name)
 }
 

@@ -36,7 +36,8 @@ func (r *restoration) planNetwork(ctx context.Context) error {
 	var skipped []network.Route
 	r.intent.Routes, skipped, err = r.network.PlanRoutes(routes, r.intent.Interfaces)
 	for _, route := range skipped {
-		r.log.Warnf("route %s is skipped: the container has no interface %s; remove-route takes it from the record", route, route.Device)
+		r.log().Warnf("route %s is skipped: the container has no interface %s; remove-route takes it from the record",
+			route, route.Device)
 	}
 	return err
 }
@@ -72,14 +73,15 @@ func (r *restoration) openNetwork() error {
 	if r.container != nil {
 		ns = r.container.NetNS
 	}
-	if ns == nil {
-		pinned, err := network.OpenPin(r.state.ID)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+	var err error
+	if ns == nil && r.pinned == nil {
+		if r.pinned, err = network.OpenPin(r.state.ID); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		ns, r.pinned = pinned, pinned
 	}
-	var err error
+	if ns == nil {
+		ns = r.pinned
+	}
 	r.network, err = network.Open(r.state.ID, ns)
 	return err
 }
@@ -133,26 +135,67 @@ func (r *restoration) detachInterfaces(ctx context.Context) error {
 	return nil
 }
 
-// removeInterfaces removes those too that were added while the container ran, and stand in its record only.
+// removeInterfaces removes those too that were added while the container ran, and stand in its record only. They are written
+// down first: on its way home an interface is where only the journal leads to.
 func (r *restoration) removeInterfaces(ctx context.Context) error {
 	added, err := r.findAdded(ctx)
-	r.intent.Interfaces = append(r.intent.Interfaces, added...)
+	if len(added) > 0 {
+		r.intent.Interfaces = append(r.intent.Interfaces, added...)
+		err = errors.Join(err, r.journal.Append(r.intent))
+	}
+	taken := r.forgetTaken()
 	detachErr := r.detachInterfaces(ctx)
 	r.occupied = r.occupied || err != nil
-	return errors.Join(err, detachErr)
+	return errors.Join(err, detachErr, r.detachTaken(ctx, taken))
+}
+
+// forgetTaken takes those interfaces of the host out of the intent that the record does not list any more: another program has
+// taken them from the running container, and may have given them to somebody else.
+func (r *restoration) forgetTaken() []network.Attachment {
+	if r.record == nil || !r.intent.Done {
+		return nil
+	}
+	var taken []network.Attachment
+	listed := interfacesOf(r.record)
+	r.intent.Interfaces = slices.DeleteFunc(r.intent.Interfaces, func(a network.Attachment) bool {
+		gone := a.Kind == network.Physical &&
+			!slices.ContainsFunc(listed, func(i network.Interface) bool { return i.HostName == a.HostName })
+		if gone {
+			taken = append(taken, a)
+		}
+		return gone
+	})
+	return taken
+}
+
+// detachTaken makes sure of it: one that was not brought home comes home now.
+func (r *restoration) detachTaken(ctx context.Context, taken []network.Attachment) error {
+	if len(taken) == 0 {
+		return nil
+	}
+	if err := r.openNetwork(); err != nil {
+		return err
+	}
+	err := r.network.Detach(ctx, taken)
+	if errors.Is(err, network.ErrElsewhere) {
+		r.log().Info("taken from the record while the container ran: ", err)
+		return nil
+	}
+	r.occupied = r.occupied || err != nil && !errors.Is(err, network.ErrUnsettled)
+	return err
 }
 
 func (r *restoration) findAdded(ctx context.Context) ([]network.Attachment, error) {
 	if err := r.readRecord(ctx); err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
-			r.log.Warn("cannot tell whether interfaces were added while the container ran: ", err)
+			r.log().Warn("cannot tell whether interfaces were added while the container ran: ", err)
 		}
 		return nil, nil
 	}
 	added := interfacesOf(r.record)
 	added = slices.DeleteFunc(added, func(i network.Interface) bool {
 		return slices.ContainsFunc(r.intent.Interfaces, func(a network.Attachment) bool {
-			return a.Kind == i.Kind && a.Name == i.Name && (a.HostName == i.HostName || i.HostName == "")
+			return a.Kind == i.Kind && a.Name == i.Name && a.Bridge == i.Bridge && (a.HostName == i.HostName || i.HostName == "")
 		})
 	})
 	if len(added) == 0 {

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"isula.org/syscontainer-hooks/internal/hookstate"
 	"isula.org/syscontainer-hooks/pkg/bind"
 	"isula.org/syscontainer-hooks/pkg/device"
@@ -37,7 +39,8 @@ type restoration struct {
 // intent is what one run is going to change: an entry of the journal. It is all that a later run needs to take it back.
 type intent struct {
 	Instance *hookstate.Instance `json:"instance,omitempty"`
-	Root     string              `json:"root,omitempty"` // the container's root directory on the host
+	Root     string              `json:"root,omitempty"`   // the container's root directory on the host
+	Bundle   string              `json:"bundle,omitempty"` // where the record is; not every runtime says so at poststop
 	Base     *bind.Attachment    `json:"base,omitempty"`
 	Binds    []bind.Attachment   `json:"binds,omitempty"`
 	Grant    *grant              `json:"grant,omitempty"`
@@ -59,7 +62,7 @@ func mergeIntents(entries []intent) intent {
 	var sum intent
 	for _, entry := range entries {
 		done, removed := sum.Done || entry.Done, sum.Removed || entry.Removed
-		if entry.Instance != nil {
+		if entry.Instance != nil || len(entry.Interfaces) > 0 {
 			sum = entry
 		}
 		sum.Done, sum.Removed = done, removed
@@ -74,13 +77,16 @@ func (r *restoration) cleanUp(ctx context.Context) error {
 	switch {
 	case earlier.isOf(r.container):
 		live = r.container
-		r.log.Warn("an earlier run for this container was not finished: cleaning up")
+		r.log().Warn("an earlier run for this container was not finished: cleaning up")
 	case earlier.Instance != nil && earlier.Instance.Alive():
 		return fmt.Errorf("another container with this id is running, as process %d", earlier.Instance.Pid)
 	case earlier.Instance != nil:
-		r.log.Warn("the container ended without poststop: cleaning up")
+		r.log().Warn("the container ended without poststop: cleaning up")
 	case r.baseAttached():
-		r.log.Warn("the container has its shared paths already, but no journal")
+		r.log().Warn("the container has its shared paths already, but no journal")
+		r.cleaned = true
+		return nil
+	case len(r.journal.Entries) == 0 && !r.transfer.Exists() && !network.Pinned(r.state.ID):
 		r.cleaned = true
 		return nil
 	}
@@ -97,7 +103,7 @@ func (r *restoration) plan(ctx context.Context) error {
 		return err
 	}
 	instance := r.container.Instance
-	r.intent = intent{Instance: &instance, Root: r.container.Spec.Root.Path}
+	r.intent = intent{Instance: &instance, Root: r.container.Spec.Root.Path, Bundle: r.state.Bundle}
 	if err := r.planBinds(); err != nil {
 		return err
 	}
@@ -124,10 +130,10 @@ func (r *restoration) finish(context.Context) error {
 		return err
 	}
 	if err := r.deviceContainer().Commit(r.intent.Nodes); err != nil {
-		r.log.Error("drop what the nodes have replaced: ", err)
+		r.log().Error("drop what the nodes have replaced: ", err)
 	}
 	if devices, paths, nics := len(r.record.Devices), len(r.record.Binds), len(r.intent.Interfaces); devices+paths+nics > 0 {
-		r.log.Infof("restored %d devices, %d shared paths, %d network interfaces", devices, paths, nics)
+		r.log().Infof("restored %d devices, %d shared paths, %d network interfaces", devices, paths, nics)
 	}
 	return nil
 }
@@ -176,12 +182,13 @@ func (p *program) findRecord() (string, error) {
 		dirs = append(dirs, filepath.Join(graph, "engines", "lcr", p.state.ID))
 	}
 	for _, dir := range dirs {
-		_, err := os.Lstat(filepath.Join(dir, store.FileName))
+		var stat unix.Stat_t
+		err := unix.Lstat(filepath.Join(dir, store.FileName), &stat)
 		if err == nil {
 			return dir, nil
 		}
-		if !errors.Is(err, os.ErrNotExist) {
-			return "", fmt.Errorf("look for record: %w", err)
+		if !errors.Is(err, unix.ENOENT) {
+			return "", fmt.Errorf("look for record in %s: %w", dir, err)
 		}
 	}
 	return "", nil

@@ -59,7 +59,7 @@ func (r *restoration) removeSteps() []pipeline.Step {
 // program is one run of the hook.
 type program struct {
 	options  options
-	log      *logrus.Entry
+	logger   *logrus.Entry // see log
 	state    *hookstate.State
 	transfer *bind.Transfer
 	journal  *journal.Journal[intent]
@@ -125,9 +125,13 @@ func (p *program) poststop(ctx context.Context, stdin *os.File) error {
 		return err
 	}
 	defer p.end()
+	earlier := mergeIntents(p.journal.Entries)
+	if p.state.Bundle == "" {
+		p.state.Bundle = earlier.Bundle
+	}
 	var recordErr error
 	p.recordDir, recordErr = p.findRecord()
-	if err := errors.Join(recordErr, p.takeBack(ctx, mergeIntents(p.journal.Entries), nil)); err != nil {
+	if err := errors.Join(recordErr, p.takeBack(ctx, earlier, nil)); err != nil {
 		return err
 	}
 	return p.journal.Clear()
@@ -135,11 +139,12 @@ func (p *program) poststop(ctx context.Context, stdin *os.File) error {
 
 // begin does what all stages start with.
 func (p *program) begin(ctx context.Context, stdin *os.File) (err error) {
-	p.log = newLog(p.options)
+	if p.options.logFile != "" {
+		p.log() // makes the file
+	}
 	if p.state, err = hookstate.ReadState(ctx, stdin); err != nil {
 		return err
 	}
-	p.log = p.log.WithField("container", p.state.ID)
 	p.transfer, err = bind.NewTransfer(p.state.ID)
 	return err
 }
@@ -154,7 +159,7 @@ func (p *program) lock(ctx context.Context) (err error) {
 func (p *program) end() {
 	if len(p.journal.Entries) == 0 {
 		if err := p.journal.Remove(); err != nil {
-			p.log.Error("remove journal: ", err)
+			p.log().Error("remove journal: ", err)
 		}
 	}
 	p.journal.Close()
@@ -190,7 +195,7 @@ func (p *program) observe(step string, undo bool, took time.Duration, err error)
 	if err == nil && !undo {
 		return
 	}
-	log := p.log.WithFields(logrus.Fields{"step": step, "took": took})
+	log := p.log().WithFields(logrus.Fields{"step": step, "took": took})
 	switch {
 	case undo && err != nil:
 		p.undoFailed = true

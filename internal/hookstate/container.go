@@ -141,7 +141,7 @@ func (c *Container) openNamespace(kind string) (*os.File, error) {
 	theirs, err := atroot.Stat(ns)
 	var ours unix.Stat_t
 	if err == nil {
-		err = unix.Stat("/proc/thread-self/ns/"+kind, &ours)
+		err = unix.Stat("/proc/self/ns/"+kind, &ours)
 	}
 	if err != nil || theirs.Ino == ours.Ino {
 		ns.Close()

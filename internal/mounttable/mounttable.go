@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/internal/kernel"
+	"isula.org/syscontainer-hooks/internal/mountns"
 )
 
 // Mount is one line of mountinfo, proc_pid_mountinfo(5), with the escapes of its paths undone.
@@ -70,15 +71,45 @@ func PeerGroup(m *Mount) int {
 	return 0
 }
 
-// Proc is the host's procfs and mount table. A thread inside a container's mount namespace reads its own mount table through
+// Inside calls f on a thread inside the mount namespace ns, see mountns.Do, after it has made sure that mounts on targets, which
+// are in there, appear nowhere else. One that is made below a mount whose peers are on the host appears there as well, and stays
+// when the container is gone.
+func Inside(ns *os.File, targets []*os.File, f func() error) error {
+	err := mountns.Do(ns, func() error {
+		if err := refuseShared(targets, nil); err != nil {
+			return err
+		}
+		return f()
+	})
+	if !errors.Is(err, errNeedsProc) {
+		return err
+	}
+	proc, err := openProc()
+	if err != nil {
+		return err
+	}
+	defer proc.close()
+	return mountns.Do(ns, func() error {
+		if err := refuseShared(targets, proc); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// errNeedsProc is the answer where the host's procfs is needed, which has to be opened outside of the container's namespace. It
+// seldom is, and costs more than the question.
+var errNeedsProc = errors.New("needs procfs")
+
+// hostProc is the host's procfs and mount table. A thread inside a container's mount namespace reads its own mount table through
 // it: /proc there is whatever the container mounted.
-type Proc struct {
+type hostProc struct {
 	dir  *os.File
 	host *os.File // mountinfo: of the namespace in which it was opened, not the one in which it is read
 }
 
-// OpenProc opens the procfs of the namespace that the caller is in now.
-func OpenProc() (*Proc, error) {
+// openProc opens the procfs of the namespace that the caller is in now.
+func openProc() (*hostProc, error) {
 	dir, err := kernel.Open("/proc", unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
@@ -88,29 +119,29 @@ func OpenProc() (*Proc, error) {
 		dir.Close()
 		return nil, err
 	}
-	return &Proc{dir, host}, nil
+	return &hostProc{dir, host}, nil
 }
 
-// Close closes the handles.
-func (p *Proc) Close() error { return errors.Join(p.dir.Close(), p.host.Close()) }
+func (p *hostProc) close() {
+	p.dir.Close()
+	p.host.Close()
+}
 
-// RefuseShared makes sure that mounts on targets, which are in the mount namespace of this thread, appear nowhere else. One
-// that is made below a mount whose peers are on the host appears there as well, and stays when the container is gone.
-func (p *Proc) RefuseShared(targets []*os.File) error {
+func refuseShared(targets []*os.File, proc *hostProc) error {
 	var hostGroups map[int]bool
 	for _, target := range targets {
-		group, err := p.peerGroup(target)
+		group, err := peerGroup(target, proc)
 		if err != nil {
 			return err
 		}
 		if group == 0 {
 			continue
 		}
+		if proc == nil {
+			return errNeedsProc
+		}
 		if hostGroups == nil {
-			if _, err := p.host.Seek(0, io.SeekStart); err != nil {
-				return err
-			}
-			host, err := Read(p.host)
+			host, err := Read(proc.host)
 			if err != nil {
 				return err
 			}
@@ -124,12 +155,15 @@ func (p *Proc) RefuseShared(targets []*os.File) error {
 }
 
 // peerGroup asks the kernel for the one mount, or a kernel older than Linux 6.8 for all of them.
-func (p *Proc) peerGroup(target *os.File) (int, error) {
+func peerGroup(target *os.File, proc *hostProc) (int, error) {
 	group, err := statPeerGroup(target)
 	if !errors.Is(err, errors.ErrUnsupported) {
 		return group, err
 	}
-	f, err := kernel.OpenAt(p.dir, "thread-self/mountinfo", unix.O_RDONLY, 0)
+	if proc == nil {
+		return 0, errNeedsProc
+	}
+	f, err := kernel.OpenAt(proc.dir, "thread-self/mountinfo", unix.O_RDONLY, 0)
 	if err != nil {
 		return 0, err
 	}

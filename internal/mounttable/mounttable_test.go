@@ -61,16 +61,17 @@ func TestRefuseShared(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount("t", dir, "tmpfs", 0, "")) // shared, since / is
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
-	proc, err := OpenProc()
+	proc, err := openProc()
 	require.NoError(t, err)
-	defer proc.Close()
+	defer proc.close()
 	f, err := os.OpenFile(dir, unix.O_PATH, 0)
 	require.NoError(t, err)
 	defer f.Close()
-	require.ErrorContains(t, proc.RefuseShared([]*os.File{f}), "shared with the host")
+	require.ErrorContains(t, refuseShared([]*os.File{f}, proc), "shared with the host")
+	require.ErrorIs(t, refuseShared([]*os.File{f}, nil), errNeedsProc)
 	checkPeerGroup(t, f)
 	require.NoError(t, unix.Mount("", dir, "", unix.MS_PRIVATE, ""))
-	require.NoError(t, proc.RefuseShared([]*os.File{f}))
+	require.NoError(t, refuseShared([]*os.File{f}, proc))
 	checkPeerGroup(t, f)
 }
 

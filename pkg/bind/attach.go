@@ -14,7 +14,6 @@ import (
 
 	"isula.org/syscontainer-hooks/internal/atroot"
 	"isula.org/syscontainer-hooks/internal/hostpath"
-	"isula.org/syscontainer-hooks/internal/mountns"
 	"isula.org/syscontainer-hooks/internal/mounttable"
 )
 
@@ -43,7 +42,7 @@ func (t *Transfer) AttachBase(c Container) error {
 		return err
 	}
 	defer point.Close()
-	return c.inside([]*os.File{point}, func() error { return moveTree(tree, int(point.Fd()), "") })
+	return mounttable.Inside(c.MountNS, []*os.File{point}, func() error { return moveTree(tree, int(point.Fd()), "") })
 }
 
 // Attach shares what was planned; AttachBase has to come first. When it fails, Detach takes back what it did in the container
@@ -141,7 +140,7 @@ func (at *attacher) attach(attachments []Attachment) error {
 	if len(checks) == 0 {
 		return nil
 	}
-	return at.inside(checks, func() error {
+	return mounttable.Inside(at.MountNS, checks, func() error {
 		for i, p := range points {
 			a := &attachments[i]
 			if p == nil {
@@ -152,22 +151,6 @@ func (at *attacher) attach(attachments []Attachment) error {
 			}
 		}
 		return nil
-	})
-}
-
-// inside calls f on a thread inside the container's mount namespace, after it has made sure that mounts on the mount points stay
-// in there.
-func (c Container) inside(points []*os.File, f func() error) error {
-	proc, err := mounttable.OpenProc()
-	if err != nil {
-		return err
-	}
-	defer proc.Close()
-	return mountns.Do(c.MountNS, func() error {
-		if err := proc.RefuseShared(points); err != nil {
-			return err
-		}
-		return f()
 	})
 }
 

@@ -177,6 +177,12 @@ func sameInode(a, b *os.File) bool {
 	return errA == nil && errB == nil && statA.Dev == statB.Dev && statA.Ino == statB.Ino
 }
 
+// Exists tells whether Remove would find anything.
+func (t *Transfer) Exists() bool {
+	var stat unix.Stat_t
+	return unix.Lstat(t.masterPath(), &stat) == nil || unix.Lstat(t.midPath(), &stat) == nil
+}
+
 // Remove unmounts the container's entries and removes them and both directories. It never goes into a mount: that is the
 // shared directory itself. What is gone already is no error.
 func (t *Transfer) Remove() error {

@@ -231,19 +231,11 @@ func (c Container) mountNodes(mounts []mount) error {
 	if err != nil {
 		return err
 	}
-	proc, err := mounttable.OpenProc()
-	if err != nil {
-		return err
+	targets := make([]*os.File, len(mounts))
+	for i, m := range mounts {
+		targets[i] = m.target
 	}
-	defer proc.Close()
-	return mountns.Do(c.MountNS, func() error {
-		targets := make([]*os.File, len(mounts))
-		for i, m := range mounts {
-			targets[i] = m.target
-		}
-		if err := proc.RefuseShared(targets); err != nil {
-			return err
-		}
+	return mounttable.Inside(c.MountNS, targets, func() error {
 		for i, m := range mounts {
 			flags := unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
 			if err := unix.MoveMount(int(trees[i].Fd()), "", int(m.target.Fd()), "", flags); err != nil {

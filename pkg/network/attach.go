@@ -71,9 +71,9 @@ func checkAll(interfaces []Interface) error {
 	return nil
 }
 
-// Attach makes what is planned. Where no MAC is given, a Veth gets one that is the same whenever this container's interface of this
-// name is attached, and a Physical one keeps its own. It fills in the indexes, by which Detach knows the interfaces again. After an error a part of it
-// may be there; Detach takes that back.
+// Attach makes what is planned. Where no MAC is given, a Veth gets one that is the same whenever this container's interface of
+// this name is attached, and a Physical one keeps its own. It fills in the indexes, by which Detach knows the interfaces again.
+// After an error a part of it may be there; Detach takes that back.
 func (n *Network) Attach(ctx context.Context, attachments []Attachment) error {
 	for i := range attachments {
 		if err := ctx.Err(); err != nil {

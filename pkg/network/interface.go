@@ -20,7 +20,7 @@ type Kind string
 // The kinds of interfaces.
 const (
 	Veth     Kind = "veth" // one end of a pair, the other one on the host
-	Physical Kind = "eth"  // an interface of the host, moved in
+	Physical Kind = "eth"  // an interface of the host, moved in; Original tells what it loses
 )
 
 // Interface is a network interface of a container.
@@ -50,7 +50,10 @@ type Attachment struct {
 	bridge int // index of the Linux bridge; only within one process
 }
 
-// Original is what an interface of the host was before it was moved, and what it is to be again. Its addresses are lost.
+// Original is what an interface of the host was before it was moved, and what it is to be again. Its addresses, routes,
+// neighbours, queueing disciplines, filters and sysctls are lost, as with every move to another namespace; link mode and
+// protodown become the kernel's defaults. What a container has set by ethtool(8), such as offloads, and the carrier of a dummy
+// stay as they are.
 type Original struct {
 	Index        int      `json:"index"`
 	Type         string   `json:"type"` // the kernel's name for what it is, as in `ip -d link`: "device", "macvlan"
@@ -61,15 +64,28 @@ type Original struct {
 	Up           bool     `json:"up,omitempty"`
 	Alias        string   `json:"alias,omitempty"`
 	AltNames     []string `json:"altNames,omitempty"`
-	Flags        uint32   `json:"flags,omitempty"`  // of netdevice(7): promiscuous, all multicast, ARP off, multicast
-	Group        uint32   `json:"group,omitempty"`  // that it is in, as in `ip link set group`
-	Lower        int      `json:"lower,omitempty"`  // index of the interface that it sits on, of a veth the other end
-	VLAN         int      `json:"vlan,omitempty"`   // id of a VLAN interface
-	Device       string   `json:"device,omitempty"` // the hardware, like pci/0000:00:03.0
+	Flags        uint32   `json:"flags,omitempty"`     // of netdevice(7): promiscuous, all multicast, ARP off, multicast
+	Group        uint32   `json:"group,omitempty"`     // that it is in, as in `ip link set group`
+	Lower        int      `json:"lower,omitempty"`     // index of the interface that it sits on, of a veth the other end
+	VLAN         int      `json:"vlan,omitempty"`      // id of a VLAN interface
+	LowerAway    bool     `json:"lowerAway,omitempty"` // Lower is in a third namespace, neither the host's nor the container's
+	Device       string   `json:"device,omitempty"`    // the hardware, like pci/0000:00:03.0
+	Limits       Limits   `json:"limits"`
+}
+
+// Limits are those of the large packets that the kernel hands to an interface or makes of what it receives, as in `ip -d link`:
+// bytes and segments. 0 is for one that is not known.
+type Limits struct {
+	GSOSize     uint32 `json:"gsoSize,omitempty"`
+	GSOSegments uint32 `json:"gsoSegments,omitempty"`
+	GROSize     uint32 `json:"groSize,omitempty"`     // Linux 5.19
+	GSOIPv4Size uint32 `json:"gsoIPv4Size,omitempty"` // Linux 6.3
+	GROIPv4Size uint32 `json:"groIPv4Size,omitempty"` // Linux 6.3
 }
 
 const (
-	minMTU        = 68 // of IPv4, RFC 791
+	minMTU        = 68   // of IPv4, RFC 791
+	minMTU6       = 1280 // of IPv6, RFC 8200; with less the kernel takes all IPv6 addresses away
 	maxNumber     = 1<<31 - 1
 	maxInterfaces = 128 // that a container can be given, a limit of the record
 )
@@ -98,7 +114,10 @@ func (i Interface) Check() error {
 	if _, err := parseMAC(i.MAC); err != nil {
 		return err
 	}
-	_, err := parseAddress(i.Address)
+	prefix, err := parseAddress(i.Address)
+	if err == nil && prefix.Addr().Is6() && i.MTU < minMTU6 {
+		err = fmt.Errorf("mtu %d: an IPv6 address needs %d or more", i.MTU, minMTU6)
+	}
 	return err
 }
 
@@ -157,10 +176,14 @@ func addAddress(handle *netlink.Handle, index int, s string) error {
 	if prefix.Addr().Is6() {
 		address.Flags = unix.IFA_F_NODAD
 	}
-	if err := handle.AddrAdd(nil, address); err != nil && !errors.Is(err, unix.EEXIST) {
+	switch err := handle.AddrAdd(nil, address); {
+	case err == nil || errors.Is(err, unix.EEXIST):
+		return nil
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("add address %s: IPv6 is disabled in the container (sysctl disable_ipv6): %w", s, err)
+	default:
 		return fmt.Errorf("add address %s: %w", s, err)
 	}
-	return nil
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

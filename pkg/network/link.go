@@ -26,8 +26,11 @@ func linkNamed(handle *netlink.Handle, name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// linkAt gives the interface with this index, nil when there is none.
+// linkAt gives the interface with this index, nil when there is none. No interface has the index 0.
 func linkAt(handle *netlink.Handle, index int) (netlink.Link, error) {
+	if index == 0 {
+		return nil, nil
+	}
 	link, err := lookUp(handle.LinkByIndex(index))
 	if err != nil {
 		return nil, fmt.Errorf("look for interface %d: %w", index, err)

@@ -31,13 +31,16 @@ type Network struct {
 	inside *netlink.Handle // sockets in it, nil when it is gone
 
 	hostSocket, insideSocket *nl.NetlinkSocket // for what the handles cannot say
+
+	stalePorts []string             // of Open vSwitch, that a plan has found left over
+	ovsAnswers map[string]ovsAnswer // by bridge, see inOVSOnce
 }
 
 // Open opens sockets in the network namespace ns of the container id and in the caller's, which counts as the host's. The
 // handle ns stays the caller's and has to stay open. With a nil ns, when the namespace is gone, only what is left on the host can
 // be removed.
 func Open(id string, ns *os.File) (_ *Network, err error) {
-	n := &Network{id: id, ns: ns}
+	n := &Network{id: id, ns: ns, ovsAnswers: make(map[string]ovsAnswer)}
 	defer func() {
 		if err != nil {
 			n.Close()

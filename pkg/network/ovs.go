@@ -78,7 +78,7 @@ func (n *Network) findBridge(ctx context.Context, name string) (int, error) {
 			return 0, missing
 		}
 	}
-	ovs, err := ovsBridge(ctx, name)
+	ovs, err := ovsBridge(ctx, ovsTimeout, name)
 	if err == nil && !ovs {
 		err = missing
 	} else if err != nil {
@@ -88,15 +88,44 @@ func (n *Network) findBridge(ctx context.Context, name string) (int, error) {
 }
 
 // ovsBridge tells whether Open vSwitch has a bridge of this name. A host without Open vSwitch has none.
-func ovsBridge(ctx context.Context, name string) (bool, error) {
-	_, _, err := vsctl(ctx, ovsTimeout, "br-exists", name)
+func ovsBridge(ctx context.Context, timeout time.Duration, name string) (bool, error) {
+	_, _, err := vsctl(ctx, timeout, "br-exists", name)
 	if errors.Is(err, errNoOVS) || errors.Is(err, errNoOVSBridge) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// refuseTakenPorts makes sure that the ports are free, or are left over from this container.
+// inOVS tells whether a bridge belongs to Open vSwitch, without asking it about a Linux one.
+func (n *Network) inOVS(ctx context.Context, timeout time.Duration, bridge string) (bool, error) {
+	link, err := linkNamed(n.host, bridge)
+	if err != nil || link != nil && link.Type() == bridgeType {
+		return false, err
+	}
+	return ovsBridge(ctx, timeout, bridge)
+}
+
+// ovsAnswer is what inOVS has said.
+type ovsAnswer struct {
+	is  bool
+	err error
+}
+
+// inOVSOnce is inOVS for a clean-up, which asks for each interface. It keeps an error as well: a switch that hangs would take as
+// long to each question.
+func (n *Network) inOVSOnce(ctx context.Context, bridge string) (bool, error) {
+	answer, known := n.ovsAnswers[bridge]
+	if !known {
+		answer.is, answer.err = n.inOVS(ctx, removeTimeout(ctx), bridge)
+		if ctx.Err() == nil {
+			n.ovsAnswers[bridge] = answer
+		}
+	}
+	return answer.is, answer.err
+}
+
+// refuseTakenPorts makes sure that the ports are free, or are left over from this container. The switch keeps its ports over a
+// power cut: one without a tag is left over when the host's end is still to be made, since then no interface has its name.
 func (n *Network) refuseTakenPorts(ctx context.Context, attachments []Attachment) error {
 	names := ovsNames(attachments)
 	if len(names) == 0 {
@@ -106,8 +135,12 @@ func (n *Network) refuseTakenPorts(ctx context.Context, attachments []Attachment
 	if err != nil {
 		return fmt.Errorf("look for ports in Open vSwitch: %w", err)
 	}
+	unmade := slices.DeleteFunc(slices.Clone(attachments), func(a Attachment) bool { return a.HostIndex != 0 })
+	if n.stalePorts, err = n.ownOf(ctx, ports, unmade); err != nil {
+		return fmt.Errorf("look for ports in Open vSwitch: %w", err)
+	}
 	for _, port := range ports {
-		if port.ownedBy(n.id) {
+		if slices.Contains(n.stalePorts, port.name) {
 			continue
 		}
 		owner := "another program"
@@ -120,7 +153,8 @@ func (n *Network) refuseTakenPorts(ctx context.Context, attachments []Attachment
 	return nil
 }
 
-// addPorts makes the host ends that belong to Open vSwitch bridges ports of them, all in one call.
+// addPorts makes the host ends that belong to Open vSwitch bridges ports of them, all in one call. What is left over goes in the
+// same step: it may be in another bridge, or have settings.
 func (n *Network) addPorts(ctx context.Context, attachments []Attachment) error {
 	names := ovsNames(attachments)
 	if len(names) == 0 {
@@ -128,10 +162,15 @@ func (n *Network) addPorts(ctx context.Context, attachments []Attachment) error 
 	}
 	var args []string
 	for _, a := range attachments {
-		if a.OVS {
-			args = append(args, "--", "--may-exist", "add-port", a.Bridge, a.HostName, "--", "set", "Port", a.HostName, n.tag())
+		if !a.OVS {
+			continue
 		}
+		if slices.Contains(n.stalePorts, a.HostName) {
+			args = append(args, "--", "--if-exists", "del-port", a.HostName)
+		}
+		args = append(args, "--", "--may-exist", "add-port", a.Bridge, a.HostName, "--", "set", "Port", a.HostName, n.tag())
 	}
+	n.stalePorts = nil
 	_, stderr, err := vsctl(ctx, ovsTimeout, args...)
 	if err == nil && stderr != "" { // a port whose interface the switch cannot use still counts as added
 		err = portErrors(ctx, names)
@@ -192,38 +231,65 @@ func removeTimeout(ctx context.Context) time.Duration {
 	return max(timeout, time.Second)
 }
 
-// ownPorts are the ports with the container's tag, and those of the attachments that nobody has tagged, as another program adds
-// them to a running container.
+// ownPorts are the ports with the container's tag, and those of the attachments that nobody has tagged.
 func (n *Network) ownPorts(ctx context.Context, attachments []Attachment) ([]string, error) {
 	ports, err := ovsPorts(ctx, removeTimeout(ctx), append(named(ovsNames(attachments)), n.tag())...)
 	if err != nil {
 		return nil, err
 	}
-	var own []string
-	inBridge := make(map[string][]string)
+	own, err := n.ownOf(ctx, ports, attachments)
+	slices.Sort(own)
+	return slices.Compact(own), err
+}
+
+// ownOf gives those of the ports that have the container's tag. A port that nobody has tagged counts as well when it is in the
+// bridge of its attachment, as another program adds it to a running container.
+func (n *Network) ownOf(ctx context.Context, ports []ovsPort, attachments []Attachment) ([]string, error) {
+	var own, untagged []string
 	for _, port := range ports {
 		if port.ownedBy(n.id) {
 			own = append(own, port.name)
-			continue
-		}
-		i := slices.IndexFunc(attachments, func(a Attachment) bool { return a.OVS && a.HostName == port.name })
-		if port.tagged || i < 0 {
-			continue
-		}
-		bridge := attachments[i].Bridge
-		names, known := inBridge[bridge]
-		if !known {
-			if names, err = bridgePorts(ctx, bridge); err != nil {
-				return nil, err
-			}
-			inBridge[bridge] = names
-		}
-		if slices.Contains(names, port.name) {
-			own = append(own, port.name)
+		} else if !port.tagged {
+			untagged = append(untagged, port.name)
 		}
 	}
-	slices.Sort(own)
-	return slices.Compact(own), nil
+	if len(untagged) == 0 {
+		return own, nil
+	}
+	untagged, err := systemPorts(ctx, untagged)
+	if err != nil {
+		return nil, err
+	}
+	inBridge := make(map[string][]string)
+	for _, a := range attachments {
+		if !a.OVS || !slices.Contains(untagged, a.HostName) {
+			continue
+		}
+		names, known := inBridge[a.Bridge]
+		if !known {
+			if names, err = bridgePorts(ctx, a.Bridge); err != nil {
+				return nil, err
+			}
+			inBridge[a.Bridge] = names
+		}
+		if slices.Contains(names, a.HostName) {
+			own = append(own, a.HostName)
+		}
+	}
+	return own, nil
+}
+
+// systemPorts gives those of the ports whose interface is one of the host's. A tunnel, say, has none there, and is in use all the
+// same.
+func systemPorts(ctx context.Context, names []string) ([]string, error) {
+	rows, err := ovsFind(ctx, removeTimeout(ctx), "Interface", "type", named(names)...)
+	var system []string
+	for _, row := range rows {
+		if kind := string(row.value); kind == `""` || kind == `"system"` {
+			system = append(system, row.name)
+		}
+	}
+	return system, err
 }
 
 // bridgePorts gives the names of a bridge's ports, none for a bridge that is not there.

@@ -117,13 +117,14 @@ func TestOVSPortOfOther(t *testing.T) {
 	testutil.StartOVS(t)
 	testutil.AddOVSBridge(t, "ovsbr0")
 	testutil.AddOVSBridge(t, "ovsbr1")
-	testutil.OVS(t, "--no-wait", "add-port", "ovsbr0", "untagged", "--", "add-port", "ovsbr0", "foreign", "--",
+	testutil.OVS(t, "--no-wait", "add-port", "ovsbr0", "untagged", "--", "add-port", "ovsbr1", "elsewhere", "--", "add-port", "ovsbr0", "foreign", "--",
 		"set", "Port", "foreign", findTagged+"=c.2", "--", "add-port", "ovsbr0", "own", "--", "set", "Port", "own", findTagged+"=c.1")
 	for name, want := range map[string]string{
-		"untagged": "port untagged exists in Open vSwitch and belongs to another program",
-		"foreign":  "port foreign exists in Open vSwitch and belongs to container c.2",
-		"own":      "",
-		"none":     "",
+		"untagged":  "",
+		"elsewhere": "port elsewhere exists in Open vSwitch and belongs to another program",
+		"foreign":   "port foreign exists in Open vSwitch and belongs to container c.2",
+		"own":       "",
+		"none":      "",
 	} {
 		attachments := []Attachment{ovsVeth(name, "ovsbr0")}
 		err := n.planBridges(t.Context(), attachments)
@@ -135,7 +136,7 @@ func TestOVSPortOfOther(t *testing.T) {
 	}
 	err := n.addPorts(t.Context(), []Attachment{ovsVeth("foreign", "ovsbr1")})
 	require.ErrorContains(t, err, "foreign is actually attached to bridge ovsbr0")
-	require.Empty(t, testutil.OVS(t, "list-ports", "ovsbr1"))
+	require.Equal(t, "elsewhere\n", testutil.OVS(t, "list-ports", "ovsbr1"))
 }
 
 func TestOVSRemovesOnlyOwn(t *testing.T) {
@@ -224,7 +225,7 @@ func TestOVSSilent(t *testing.T) {
 	n := newNetwork(t, "c.1")
 	attachments := []Attachment{ovsVeth("heth0", "ovsbr0")}
 	t.Run("none", func(t *testing.T) {
-		_, err := ovsBridge(t.Context(), "ovsbr0")
+		_, err := ovsBridge(t.Context(), ovsTimeout, "ovsbr0")
 		require.ErrorContains(t, err, "database connection failed")
 		require.ErrorContains(t, n.removePorts(t.Context(), attachments), "database connection failed")
 	})
@@ -271,7 +272,7 @@ func TestOVSHangs(t *testing.T) {
 		cause := fmt.Errorf("enough")
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 500*time.Millisecond, cause)
 		start := time.Now()
-		_, err := ovsBridge(ctx, "ovsbr0")
+		_, err := ovsBridge(ctx, ovsTimeout, "ovsbr0")
 		cancel()
 		require.ErrorIs(t, err, cause)
 		require.Less(t, time.Since(start), 3*time.Second)
@@ -328,7 +329,7 @@ func TestOVSBusy(t *testing.T) {
 	calls := filepath.Join(t.TempDir(), "calls")
 	stub(t, "echo >>"+calls+"\n[ $(wc -l <"+calls+") -gt 3 ] && exit\n"+
 		"echo 'ovs-vsctl: unix:/run/openvswitch/db.sock: database connection failed (Protocol error)' >&2; exit 1")
-	exists, err := ovsBridge(t.Context(), "ovsbr0")
+	exists, err := ovsBridge(t.Context(), ovsTimeout, "ovsbr0")
 	require.NoError(t, err)
 	require.True(t, exists)
 	text, err := os.ReadFile(calls)
@@ -338,18 +339,18 @@ func TestOVSBusy(t *testing.T) {
 	require.NoError(t, os.Truncate(calls, 0))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = ovsBridge(ctx, "ovsbr0")
+	_, err = ovsBridge(ctx, ovsTimeout, "ovsbr0")
 	require.ErrorIs(t, err, context.Canceled)
 }
 
 func TestOVSOfAnyone(t *testing.T) {
 	stub(t, "exit 0")
 	require.NoError(t, os.Chmod("/usr/bin/ovs-vsctl", 0o775))
-	_, err := ovsBridge(t.Context(), "ovsbr0")
+	_, err := ovsBridge(t.Context(), ovsTimeout, "ovsbr0")
 	require.ErrorContains(t, err, "it has to be a file of root's that nobody else can write")
 	require.NoError(t, os.Chmod("/usr/bin/ovs-vsctl", 0o755))
 	require.NoError(t, os.Chown("/usr/bin/ovs-vsctl", 1000, 0))
-	_, err = ovsBridge(t.Context(), "ovsbr0")
+	_, err = ovsBridge(t.Context(), ovsTimeout, "ovsbr0")
 	require.ErrorContains(t, err, "it has to be a file of root's that nobody else can write")
 }
 

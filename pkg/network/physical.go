@@ -33,7 +33,9 @@ func (n *Network) planPhysical(a *Attachment) error {
 	case link.Attrs().Name != a.HostName:
 		return fmt.Errorf("%s is an alternative name of the host's interface %s; use that one", a.HostName, link.Attrs().Name)
 	}
-	for _, refuse := range []func(netlink.Link) error{refuseType, n.refuseMember, n.refuseLower, n.refuseDefaultRoute} {
+	for _, refuse := range []func(netlink.Link) error{
+		refuseType, n.refuseTCX, n.refuseMember, n.refuseLower, n.refuseInside, n.refuseDefaultRoute,
+	} {
 		if err := refuse(link); err != nil {
 			return err
 		}
@@ -58,6 +60,8 @@ func originalOf(link netlink.Link) *Original {
 		Group:        attrs.Group,
 		Lower:        lowerOf(link),
 		Device:       deviceOf(link),
+		LowerAway:    attrs.NetNsID >= 0,
+		Limits:       limitsOf(link),
 	}
 	if vlan, ok := link.(*netlink.Vlan); ok {
 		o.VLAN = vlan.VlanId
@@ -101,6 +105,16 @@ func (n *Network) refuseLower(link netlink.Link) error {
 		return err
 	}
 	return fmt.Errorf("the host's %s %s sits on %s; remove it first", upper[0].Type(), upper[0].Attrs().Name, link.Attrs().Name)
+}
+
+// refuseInside refuses what sits on an interface of the container or has its other end there: once in the container it could not
+// be told from what the container has made.
+func (n *Network) refuseInside(link netlink.Link) error {
+	inside, err := n.otherEndInside(link)
+	if err != nil || !inside {
+		return err
+	}
+	return fmt.Errorf("%s is connected to interface %d of the container", link.Attrs().Name, lowerOf(link))
 }
 
 // uppers gives those that sit on an interface of the same namespace. The kernel does not tell about other namespaces.
@@ -153,7 +167,7 @@ func (n *Network) attachPhysical(a *Attachment) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.leaveTransit(t)) }()
-	index, err := t.receive(n.host, link.Attrs().Index)
+	index, err := t.receive(n.hostPlace(), link.Attrs().Index, 0)
 	if err != nil {
 		return fmt.Errorf("move it from the host: %w", err)
 	}

@@ -22,6 +22,10 @@ import (
 // was taken on the host, for example, so that it came home under another one.
 var ErrUnsettled = errors.New("it has left the container, but is not what it was")
 
+// ErrElsewhere is the cause when hardware of the host is in the namespace of somebody else, another container perhaps: nothing of
+// it is left in this container, and nothing can be done but to wait until it comes back to the host.
+var ErrElsewhere = errors.New("neither in the container nor on the host")
+
 // detachPhysical brings the interface home from wherever it is. Nowhere means that it has gone, like a virtual function that was
 // taken away, and is no error.
 func (n *Network) detachPhysical(a Attachment) (err error) {
@@ -42,8 +46,8 @@ func (n *Network) detachPhysical(a Attachment) (err error) {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s is neither in the container nor on the host: "+
-				"its namespace is gone or hidden, and the host gets it when that ends", a.Original.Device)
+			return fmt.Errorf("%s is %w: its namespace is gone or hidden, and the host gets it when that ends",
+				a.Original.Device, ErrElsewhere)
 		}
 	}
 }
@@ -111,7 +115,7 @@ func (n *Network) takeOut(a Attachment, link netlink.Link, t *transit) (int, err
 			mtu: link.Attrs().MTU, queueLen: link.Attrs().TxQLen, mac: link.Attrs().HardwareAddr,
 			flags: link.Attrs().RawFlags & settableFlags, group: link.Attrs().Group, name: stageName(a.HostName),
 		})
-		arrived, err := t.receive(n.inside, index)
+		arrived, err := t.receive(n.insidePlace(), index, transitIndex())
 		if err == nil {
 			return arrived, nil
 		}
@@ -124,8 +128,9 @@ func (n *Network) takeOut(a Attachment, link netlink.Link, t *transit) (int, err
 	}
 }
 
-// removeUppers removes what the container has put on the interface, like a macvlan: the kernel would leave it there, with a
-// connection to the host's network.
+// removeUppers removes what the container has put on the interface, like a VLAN: the kernel would leave it there, with a
+// connection to the host's network. Not all of it can be known: a macvlan that is made on a macvlan sits on what that one sits
+// on, and looks like one that the container was given. Such ones stay until the container's namespace ends.
 func (n *Network) removeUppers(index int) error {
 	uppers, err := n.insidePlace().uppers(index)
 	for _, upper := range uppers {
@@ -168,8 +173,8 @@ func (n *Network) sendHome(a Attachment, index int, t *transit) error {
 	}
 	wanted := a.Original.settings()
 	wanted.alias, wanted.altNames, wanted.up, wanted.name = "", nil, false, stageName(a.HostName)
-	changeErr := errors.Join(t.removeXDP(link), t.change(link, wanted))
-	name, err := n.moveHome(a.HostName, index, t)
+	changeErr := errors.Join(t.removePrograms(t.ns, link), t.restoreLimits(index, a.Original.Limits), t.change(link, wanted))
+	name, err := n.moveHome(a, index, t)
 	if err != nil {
 		return errors.Join(fmt.Errorf("move it to the host: %w; it is kept in %s", err, filepath.Join(transitDir, n.id)), changeErr)
 	}
@@ -178,7 +183,7 @@ func (n *Network) sendHome(a Attachment, index int, t *transit) error {
 		return errors.Join(err, changeErr)
 	}
 	wanted = a.Original.settings()
-	wanted.name = name
+	wanted.name, wanted.up = name, a.Original.Up && name == a.HostName
 	err = n.hostPlace().change(link, wanted)
 	if name != a.HostName {
 		err = errors.Join(nameTaken(a.HostName, name), err)
@@ -187,31 +192,43 @@ func (n *Network) sendHome(a Attachment, index int, t *transit) error {
 }
 
 func nameTaken(wanted, name string) error {
-	return fmt.Errorf("on the host, %s: %w: it came home as %s; rename it when that name is free", wanted, ErrExist, name)
+	return fmt.Errorf("on the host, %s: %w: it came home as %s; rename it when that name is free, and set it up",
+		wanted, ErrExist, name)
 }
 
-// moveHome gives the name under which the interface has come home.
-func (n *Network) moveHome(hostName string, index int, t *transit) (string, error) {
+// moveHome gives the name under which the interface has come home. It has its old index again if that is free.
+func (n *Network) moveHome(a Attachment, index int, t *transit) (string, error) {
 	const tries = 16
-	for try, name := 0, hostName; ; try++ {
-		err := t.handle.LinkSetName(linkOf(index), name)
-		if err == nil {
-			err = t.handle.LinkSetNsFd(linkOf(index), int(n.hostNS.Fd()))
+	name, wanted := a.HostName, a.Original.Index
+	for try := 0; ; try++ {
+		var err error
+		if wanted == 0 {
+			wanted, err = n.hostPlace().nextIndex()
 		}
 		if err == nil {
+			err = t.handle.LinkSetName(linkOf(index), name)
+		}
+		if err == nil {
+			err = t.move(index, n.hostNS, wanted)
+		}
+		switch {
+		case err == nil:
 			return name, nil
-		}
-		if !errors.Is(err, unix.EEXIST) || try == tries {
+		case errors.Is(err, unix.EEXIST) && try < tries:
+			name = freeHomePrefix(a.HostName) + hex.EncodeToString(randomBytes(2))
+		case errors.Is(err, unix.EBUSY) && try < tries:
+			wanted = 0
+		default:
 			return "", err
 		}
-		name = freeHomePrefix(hostName) + hex.EncodeToString(randomBytes(2))
 	}
 }
 
-// settle restores an interface that is on the host: it never left, came home only just before a process was killed, or was
-// returned by the kernel. One that the host uses in a bridge or bond was returned by somebody else, and has another life now.
+// settle restores an interface that is on the host: it came home only just before a process was killed, or was returned by the
+// kernel. One that is up or in a bridge or bond is left alone: it never left, is all that it was, since to be set up is the last
+// that happens to it, or was brought home by another program and has another life now.
 func (n *Network) settle(a Attachment, link netlink.Link) error {
-	if link.Attrs().MasterIndex != 0 {
+	if link.Attrs().MasterIndex != 0 || link.Attrs().RawFlags&unix.IFF_UP != 0 {
 		return nil
 	}
 	wanted := a.Original.settings()
@@ -220,12 +237,14 @@ func (n *Network) settle(a Attachment, link netlink.Link) error {
 	if name != a.HostName {
 		switch err := refuseTaken(n.host, a.HostName); {
 		case errors.Is(err, ErrExist) && !slices.Contains(link.Attrs().AltNames, a.HostName):
-			wanted.name = name
+			wanted.name, wanted.up = name, false
 		case err != nil && !errors.Is(err, ErrExist):
 			return err
 		}
 	}
-	err := errors.Join(n.hostPlace().removeXDP(link), n.hostPlace().change(link, wanted))
+	host := n.hostPlace()
+	err := errors.Join(host.removePrograms(n.hostNS, link), host.restoreLimits(link.Attrs().Index, a.Original.Limits),
+		host.change(link, wanted))
 	if wanted.name != a.HostName {
 		err = errors.Join(nameTaken(a.HostName, name), err)
 	}

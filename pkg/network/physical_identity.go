@@ -3,6 +3,7 @@
 package network
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,8 +46,9 @@ func (o *Original) isHardware() bool {
 }
 
 func (a Attachment) hasMAC(link netlink.Link) bool {
-	mac := link.Attrs().HardwareAddr.String()
-	return mac == a.Original.MAC || a.MAC != "" && strings.EqualFold(mac, a.MAC)
+	is := link.Attrs().HardwareAddr
+	given, err := parseMAC(a.MAC)
+	return is.String() == a.Original.MAC || err == nil && given != nil && bytes.Equal(is, given)
 }
 
 // findAtHome finds the interface on the host: under its name, or under another one that this package or, for hardware, the kernel
@@ -126,7 +128,7 @@ func only(links []netlink.Link, is func(netlink.Link) bool) netlink.Link {
 
 // onSameLower tells whether an interface of the container sits on what the original sat on, or has the same other end. That is
 // not in the container, where it could have been made for the purpose. As long as it is on the host, it has to be that one;
-// it may have been moved away.
+// it may have been moved away. What was in a third namespace from the start is known by its index there.
 func (n *Network) onSameLower(o *Original, link netlink.Link) (bool, error) {
 	if o.Lower == 0 {
 		return true, nil
@@ -139,8 +141,8 @@ func (n *Network) onSameLower(o *Original, link netlink.Link) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if attrs.NetNsID == host {
-		return lowerOf(link) == o.Lower, nil
+	if o.LowerAway || attrs.NetNsID == host {
+		return lowerOf(link) == o.Lower && o.LowerAway == (attrs.NetNsID != host), nil
 	}
 	lower, err := linkAt(n.host, o.Lower)
 	return lower == nil, err
@@ -165,7 +167,7 @@ func (t *transit) find(a Attachment) (netlink.Link, error) {
 	return only(links, func(link netlink.Link) bool {
 		name := link.Attrs().Name
 		return a.Original.fits(link) && (strings.HasPrefix(name, stagePrefix(a.HostName)) ||
-			(name == a.HostName || name == a.Name) && a.hasMAC(link))
+			(name == a.HostName || name == a.Name || isFreeHomeName(name, a.HostName)) && a.hasMAC(link))
 	}), nil
 }
 
@@ -199,7 +201,8 @@ func (n *Network) findPhysical(i Interface, known ...Attachment) (*Attachment, e
 	if o.PermanentMAC != "" {
 		o.MAC = o.PermanentMAC
 	}
-	o.Index, o.Up, o.Alias, o.AltNames, o.Group = 0, true, "", nil, 0
+	o.Index, o.Up, o.Alias, o.AltNames, o.Group, o.Limits = 0, true, "", nil, 0, Limits{}
+	o.LowerAway = o.LowerAway && link.Attrs().NetNsID != host
 	o.Flags &^= unix.IFF_PROMISC | unix.IFF_ALLMULTI
 	return a, nil
 }

@@ -3,6 +3,7 @@
 package network
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -107,7 +108,69 @@ func TestPhysicalHidden(t *testing.T) {
 		t.Skip("this machine has no network hardware")
 	}
 	a := Attachment{Interface: physical, Original: &Original{Type: "device", Device: device, PermanentMAC: "02:00:00:00:00:07"}}
-	require.ErrorContains(t, n.Detach(t.Context(), []Attachment{a}), device+" is neither in the container nor on the host")
+	err := n.Detach(t.Context(), []Attachment{a})
+	require.ErrorIs(t, err, ErrElsewhere)
+	require.ErrorContains(t, err, device+" is neither in the container nor on the host")
 	a.Original.Device = "pci/none"
 	require.NoError(t, n.Detach(t.Context(), []Attachment{a}))
+}
+
+// What it sits on, or its other end, is neither on the host nor in the container. The host has another interface of that index.
+func TestPhysicalLowerElsewhere(t *testing.T) {
+	for kind, line := range map[string]string{
+		"veth":    "ip link add low1 index %d type veth peer name p0 index 100 address 02:00:00:00:01:01",
+		"macvlan": "ip link add low1 index %d type ifb; ip link add p0 index 100 address 02:00:00:00:01:01 link low1 type macvlan",
+	} {
+		t.Run(kind, func(t *testing.T) {
+			n, router := newNetwork(t, "c1"), newNetwork(t, "c2")
+			t.Cleanup(func() { host(t, "/bin/sh", "-c", "ip link del other0; ip link del p0; true") })
+			hostLines(t, "ip link add other0 type ifb")
+			other, err := linkNamed(n.host, "other0")
+			require.NoError(t, err)
+			insideLines(t, router, fmt.Sprintf(line, other.Attrs().Index))
+			require.NoError(t, router.inside.LinkSetNsFd(linkOf(100), int(n.hostNS.Fd())))
+			before := facts(t, n.host, "p0")
+			for _, index := range []int{100, 0} {
+				attachments := attached(t, n)
+				if index == 0 { // it was not noted
+					attachments[0].Index = 0
+				}
+				insideLines(t, n, "ip link set c0 down name x", "ip link add c0 address 02:00:00:00:01:01 type veth peer name p0")
+				require.NoError(t, n.Detach(t.Context(), attachments))
+				requireHome(t, n, before)
+				require.Len(t, links(t, n.inside), 3)
+				insideLines(t, n, "ip link del c0")
+			}
+		})
+	}
+}
+
+// The other end is in the container, which could make such an interface itself.
+func TestPhysicalPeerInside(t *testing.T) {
+	newPhysical(t, "veth")
+	n := newNetwork(t, "c1")
+	peer, err := linkNamed(n.host, "low1")
+	require.NoError(t, err)
+	require.NoError(t, n.host.LinkSetNsFd(peer, int(n.ns.Fd())))
+	_, err = n.Plan(t.Context(), []Interface{physical})
+	require.ErrorContains(t, err, "interface c0 (eth): p0 is connected to interface ")
+}
+
+// A MAC can be written in several ways.
+func TestPhysicalSpelledMAC(t *testing.T) {
+	for _, mac := range []string{"02-00-00-00-00-AA", "0200.0000.00aa", "02:00:00:00:00:AA"} {
+		t.Run(mac, func(t *testing.T) {
+			newPhysical(t, "macvlan")
+			n := newNetwork(t, "c1")
+			before := facts(t, n.host, "p0")
+			i := physical
+			i.MAC = mac
+			attachments, err := n.Plan(t.Context(), []Interface{i})
+			require.NoError(t, err)
+			require.NoError(t, n.Attach(t.Context(), attachments))
+			attachments[0].Index = 0
+			require.NoError(t, n.Detach(t.Context(), attachments))
+			requireHome(t, n, before)
+		})
+	}
 }

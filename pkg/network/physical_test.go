@@ -93,7 +93,7 @@ func facts(t *testing.T, handle *netlink.Handle, name string) string {
 	a := link.Attrs()
 	return fmt.Sprintf("%s %s %s mtu %d qlen %d flags %#x alias %q altnames %v group %d lower %d master %d promisc %d",
 		a.Name, link.Type(), a.HardwareAddr, a.MTU, a.TxQLen, a.RawFlags&(settableFlags|unix.IFF_UP), a.Alias, a.AltNames,
-		a.Group, lowerOf(link), a.MasterIndex, a.Promisc)
+		a.Group, lowerOf(link), a.MasterIndex, a.Promisc) + fmt.Sprint(" limits ", limitsOf(link))
 }
 
 func requireHome(t *testing.T, n *Network, before string) {
@@ -102,6 +102,7 @@ func requireHome(t *testing.T, n *Network, before string) {
 	require.NotContains(t, host(t, "/sbin/ip", "addr", "show", "dev", "p0"), "10.1.0.")
 	require.NotContains(t, host(t, "/sbin/tc", "qdisc", "show", "dev", "p0"), "tbf")
 	require.NotContains(t, host(t, "/sbin/tc", "qdisc", "show", "dev", "p0"), "clsact")
+	require.NotRegexp(t, "protodown|DORMANT", host(t, "/sbin/ip", "-d", "link", "show", "dev", "p0"))
 	_, err := os.Lstat(transitDir + "/c1")
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
@@ -137,6 +138,10 @@ var abuses = map[string][]string{
 	},
 	"queueing": {
 		"tc qdisc add dev c0 root tbf rate 1mbit burst 10kb latency 50ms", "tc qdisc add dev c0 clsact",
+	},
+	"limits": {
+		"ip link set c0 gso_max_size 2000 gso_max_segs 1", "ip link set c0 gro_max_size 2000", "ip link set c0 mode dormant",
+		"ip link set c0 protodown on protodown_reason 3 on || ip link show c0",
 	},
 	"in a bridge":    {"ip link add name br1 type bridge", "ip link set c0 master br1"},
 	"with an upper":  {"ip link add name up1 link c0 type macvlan", "ip link set up1 up"},
@@ -413,6 +418,50 @@ func TestPhysicalRenamedMeanwhile(t *testing.T) {
 			require.NoError(t, n.Detach(t.Context(), attachments))
 			<-end
 			requireHome(t, n, before)
+		})
+	}
+}
+
+// Another program has brought the interface home, and the host uses it: it is not what it was, and is not to be.
+func TestPhysicalUsedAtHome(t *testing.T) {
+	newPhysical(t, "veth")
+	n := newNetwork(t, "c1")
+	attachments := attached(t, n)
+	require.NoError(t, n.Detach(t.Context(), attachments))
+	hostLines(t, "ip link set p0 down", "ip link set p0 address 02:00:00:00:05:05 mtu 1450 alias wan up",
+		"ip addr add 203.0.113.2/24 dev p0", "ip addr add 2001:db8::2/64 dev p0 nodad",
+		"ip route add default via 203.0.113.1", "ip -6 route add default via 2001:db8::1")
+	link, err := linkNamed(n.host, "p0")
+	require.NoError(t, err)
+	program := xdpProgram(t)
+	defer unix.Close(program)
+	attachXDP(t, n.hostPlace(), link.Attrs().Index, program)
+	show := func() string { return host(t, "/bin/sh", "-ec", "ip addr show dev p0; ip route; ip -6 route") }
+	before := show()
+	require.NoError(t, n.Detach(t.Context(), attachments))
+	require.Equal(t, before, show())
+	hostLines(t, "ip link set p0 down") // and this is one that a killed process has not set up yet
+	require.NoError(t, n.Detach(t.Context(), attachments))
+	require.Contains(t, facts(t, n.host, "p0"), "02:00:00:00:01:01 mtu 1400")
+}
+
+// It has its index again when that is free. The one in transit is for nobody to see.
+func TestPhysicalIndex(t *testing.T) {
+	for name, taken := range map[string]bool{"free": false, "taken": true} {
+		t.Run(name, func(t *testing.T) {
+			newPhysical(t, "ifb")
+			n := newNetwork(t, "c1")
+			attachments := attached(t, n)
+			require.Less(t, attachments[0].Index, transitIndexes)
+			was := attachments[0].Original.Index
+			if taken {
+				hostLines(t, fmt.Sprintf("ip link add low0 index %d type ifb", was))
+			}
+			require.NoError(t, n.Detach(t.Context(), attachments))
+			link, err := linkNamed(n.host, "p0")
+			require.NoError(t, err)
+			require.Equal(t, taken, link.Attrs().Index != was)
+			require.Less(t, link.Attrs().Index, transitIndexes)
 		})
 	}
 }

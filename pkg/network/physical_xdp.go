@@ -5,6 +5,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"unsafe"
 
@@ -20,17 +21,28 @@ func (p place) request(kind int) *nl.NetlinkRequest {
 	return request
 }
 
+// setLink is a request to change an interface, still without what is to be changed.
+func (p place) setLink(index int) (*nl.NetlinkRequest, *nl.IfInfomsg) {
+	request, info := p.request(unix.RTM_SETLINK), nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index = int32(index)
+	request.AddData(info)
+	return request, info
+}
+
 // setFlags gives the interface those of the settable flags.
 func (p place) setFlags(index int, flags uint32) error {
-	request := p.request(unix.RTM_SETLINK)
-	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	info.Index, info.Flags, info.Change = int32(index), flags, settableFlags
-	request.AddData(info)
+	request, info := p.setLink(index)
+	info.Flags, info.Change = flags, settableFlags
 	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }
 
-// removeXDP removes the programs that see each packet before the host does: they stay with the interface when it is moved.
+// removePrograms removes what sees each packet before the host does, and stays with the interface when it is moved.
+func (p place) removePrograms(ns *os.File, link netlink.Link) error {
+	return errors.Join(p.removeXDP(link), removeTCX(ns, link.Attrs().Index))
+}
+
+// removeXDP leaves what a link of bpf(2) holds, where the index does not tell whose that is.
 func (p place) removeXDP(link netlink.Link) error {
 	if xdp := link.Attrs().Xdp; xdp == nil || !xdp.Attached {
 		return nil
@@ -39,7 +51,7 @@ func (p place) removeXDP(link netlink.Link) error {
 	var errs []error
 	for _, mode := range []uint32{unix.XDP_FLAGS_SKB_MODE, unix.XDP_FLAGS_DRV_MODE, unix.XDP_FLAGS_HW_MODE} {
 		err := p.detachXDP(index, mode)
-		if errors.Is(err, unix.EBUSY) { // a link of bpf(2) holds it, and counts as attached until that is detached
+		if errors.Is(err, unix.EBUSY) && index >= transitIndexes { // a link holds it: it is attached until that is detached
 			err = detachXDPLinks(index)
 		}
 		errs = append(errs, err)
@@ -48,14 +60,11 @@ func (p place) removeXDP(link netlink.Link) error {
 	if err == nil && (now == nil || now.Attrs().Xdp == nil || !now.Attrs().Xdp.Attached) {
 		return nil // what a driver says about a mode that it does not have does not matter
 	}
-	return fmt.Errorf("remove xdp program, which is still there: %w", errors.Join(append(errs, err)...))
+	return fmt.Errorf("remove xdp program, which is still there and has to be detached: %w", errors.Join(append(errs, err)...))
 }
 
 func (p place) detachXDP(index int, mode uint32) error {
-	request := p.request(unix.RTM_SETLINK)
-	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	info.Index = int32(index)
-	request.AddData(info)
+	request, _ := p.setLink(index)
 	xdp := nl.NewRtAttr(unix.IFLA_XDP|unix.NLA_F_NESTED, nil)
 	xdp.AddRtAttr(unix.IFLA_XDP_FD, nl.Uint32Attr(^uint32(0))) // -1
 	xdp.AddRtAttr(unix.IFLA_XDP_FLAGS, nl.Uint32Attr(mode))
@@ -72,7 +81,7 @@ type linkInfo struct {
 }
 
 // detachXDPLinks detaches the links that hold programs on interfaces with this index. The kernel does not tell in which
-// namespace.
+// namespace, so it has to be one that nobody else's interface has.
 func detachXDPLinks(index int) error {
 	for id := uint32(0); ; {
 		next, err := nextLink(id)
@@ -96,8 +105,7 @@ func nextLink(id uint32) (uint32, error) {
 }
 
 func detachXDPLink(id uint32, index int) error {
-	open := struct{ id, next, flags uint32 }{id: id}
-	fd, err := bpf(unix.BPF_LINK_GET_FD_BY_ID, unsafe.Pointer(&open), unsafe.Sizeof(open))
+	fd, err := openBPF(unix.BPF_LINK_GET_FD_BY_ID, id)
 	if err != nil {
 		return err
 	}
@@ -112,8 +120,18 @@ func detachXDPLink(id uint32, index int) error {
 	if err != nil || info.kind != unix.BPF_LINK_TYPE_XDP || info.index != uint32(index) {
 		return err
 	}
-	detach := struct{ fd uint32 }{uint32(fd)}
-	_, err = bpf(unix.BPF_LINK_DETACH, unsafe.Pointer(&detach), unsafe.Sizeof(detach))
+	return detachLink(fd)
+}
+
+// openBPF opens a link or a program by its id.
+func openBPF(command int, id uint32) (int, error) {
+	attr := struct{ id, next, flags uint32 }{id: id}
+	return bpf(command, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+}
+
+func detachLink(fd int) error {
+	attr := struct{ fd uint32 }{uint32(fd)}
+	_, err := bpf(unix.BPF_LINK_DETACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return err
 }
 

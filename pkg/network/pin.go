@@ -36,6 +36,12 @@ func OpenPin(id string) (*os.File, error) {
 	return ns, nil
 }
 
+// Pinned tells whether Unpin would find anything.
+func Pinned(id string) bool {
+	var stat unix.Stat_t
+	return unix.Lstat(filepath.Join(PinDir, id), &stat) == nil
+}
+
 // Unpin lets the namespace go. One that is not pinned is no error.
 func Unpin(id string) error {
 	if err := unpinNamespace(PinDir, id); err != nil {
@@ -44,7 +50,7 @@ func Unpin(id string) error {
 	return nil
 }
 
-// pinNamespace mounts ns on the new file name in dir, which is for root alone.
+// pinNamespace mounts ns on the new file name in dir, which is for root alone, so that a path to it is safe.
 func pinNamespace(dir, name string, ns *os.File) error {
 	if err := checkFileName(name); err != nil {
 		return err
@@ -54,36 +60,21 @@ func pinNamespace(dir, name string, ns *os.File) error {
 		return err
 	}
 	defer d.Close()
-	file, err := createPin(d, name)
-	if errors.Is(err, fs.ErrExist) {
+	path := filepath.Join(dir, name)
+	create := func() error { return unix.Mknodat(int(d.Fd()), name, unix.S_IFREG|0o600, 0) }
+	err = create()
+	if errors.Is(err, unix.EEXIST) {
 		if err := unpinNamespace(dir, name); err != nil {
 			return fmt.Errorf("remove what an earlier run left: %w", err)
 		}
-		file, err = createPin(d, name)
+		err = create()
 	}
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "create", Path: path, Err: err}
 	}
-	defer file.Close()
-	if err := mountOn(file, ns); err != nil {
-		return errors.Join(err, unix.Unlinkat(int(d.Fd()), name, 0))
-	}
-	return nil
-}
-
-func createPin(dir *os.File, name string) (*os.File, error) {
-	return kernel.OpenAt(dir, name, unix.O_RDONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
-}
-
-func mountOn(file, ns *os.File) error {
-	tree, err := unix.OpenTree(int(ns.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-	if err != nil {
-		return fmt.Errorf("clone mount of network namespace: %w", err)
-	}
-	defer unix.Close(tree)
-	err = unix.MoveMount(tree, "", int(file.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
-	if err != nil {
-		return &fs.PathError{Op: "mount on", Path: file.Name(), Err: err}
+	source := fmt.Sprintf("/proc/thread-self/fd/%d", ns.Fd())
+	if err := unix.Mount(source, path, "", unix.MS_BIND, ""); err != nil {
+		return errors.Join(&fs.PathError{Op: "mount network namespace on", Path: path, Err: err}, os.Remove(path))
 	}
 	return nil
 }

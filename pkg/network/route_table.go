@@ -119,8 +119,8 @@ func (n *Network) newRoute(p parsedRoute) error {
 	if n.inside == nil {
 		return errNoNamespace
 	}
-	request := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
-	request.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Seq: request.Seq, Socket: n.insideSocket}}
+	request := n.insidePlace().request(unix.RTM_NEWROUTE)
+	request.Flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	message := nl.NewRtMsg()
 	message.Family = familyOf(p.dest.Addr())
 	if !p.gateway.IsValid() {

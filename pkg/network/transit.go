@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"slices"
 
@@ -125,14 +126,44 @@ func isBorn(link netlink.Link) bool {
 		slices.Contains(bornNames, attrs.Name) && slices.Contains(bornTypes, link.Type())
 }
 
-// receive moves the interface index of another namespace here, and gives the index that it has got. A name that is taken leaves
-// it where it was.
-func (t *transit) receive(from *netlink.Handle, index int) (int, error) {
+// transitIndexes are the indexes from this one on. An interface on its way home gets one of them at random, so that no other one
+// in any namespace has the same. Interfaces have small ones otherwise.
+const transitIndexes = 1 << 30
+
+func transitIndex() int { return transitIndexes + rand.IntN(transitIndexes) }
+
+// move moves an interface to another namespace. It gets the index wanted there; EBUSY means that another one has that. Linux
+// before 5.13 does not know of it, and then, or when it is 0, the interface keeps its index if that is free.
+func (p place) move(index int, to *os.File, wanted int) error {
+	request, _ := p.setLink(index)
+	request.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(to.Fd()))))
+	if wanted != 0 {
+		request.AddData(nl.NewRtAttr(unix.IFLA_NEW_IFINDEX, nl.Uint32Attr(uint32(wanted))))
+	}
+	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// nextIndex gives an index that is free, after those of all interfaces.
+func (p place) nextIndex() (int, error) {
+	links, err := p.all()
+	last := 0
+	for _, link := range links {
+		if index := link.Attrs().Index; index < transitIndexes {
+			last = max(last, index)
+		}
+	}
+	return last + 1, err
+}
+
+// receive moves the interface index of another namespace here, and gives the index that it has got, which is the wanted one if
+// that can be had. A name that is taken leaves it where it was.
+func (t *transit) receive(from place, index, wanted int) (int, error) {
 	before, err := t.links()
 	if err != nil {
 		return 0, err
 	}
-	if err := from.LinkSetNsFd(linkOf(index), int(t.ns.Fd())); err != nil {
+	if err := from.move(index, t.ns, wanted); err != nil {
 		return 0, err
 	}
 	after, err := t.links()

@@ -50,7 +50,7 @@ func TestTransitKept(t *testing.T) {
 	require.NoError(t, err)
 	link, err := linkNamed(n.host, "p0")
 	require.NoError(t, err)
-	index, err := transit.receive(n.host, link.Attrs().Index)
+	index, err := transit.receive(n.hostPlace(), link.Attrs().Index, 0)
 	require.NoError(t, err)
 	require.NoError(t, n.leaveTransit(transit))
 	again, err := n.openTransit()
@@ -63,4 +63,22 @@ func TestTransitKept(t *testing.T) {
 	require.Nil(t, gone)
 	require.True(t, isBorn(&netlink.Sittun{LinkAttrs: netlink.LinkAttrs{Name: "sit0"}}))
 	require.False(t, isBorn(&netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: "sit0"}}))
+}
+
+// A process was killed between giving an interface a free name and moving it to the host.
+func TestTransitFreeHomeName(t *testing.T) {
+	newPhysical(t, "ifb")
+	n := newNetwork(t, "c1")
+	before := facts(t, n.host, "p0")
+	attachments := attached(t, n)
+	transit, err := n.makeTransit()
+	require.NoError(t, err)
+	link, err := n.findInside(attachments[0])
+	require.NoError(t, err)
+	index, err := n.takeOut(attachments[0], link, transit)
+	require.NoError(t, err)
+	require.NoError(t, transit.handle.LinkSetName(linkOf(index), freeHomePrefix("p0")+"ab12"))
+	require.NoError(t, n.leaveTransit(transit))
+	require.NoError(t, n.Detach(t.Context(), attachments))
+	requireHome(t, n, before)
 }

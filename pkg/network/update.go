@@ -78,6 +78,11 @@ func (n *Network) update(ctx context.Context, i Interface, change Change) (Inter
 		wanted.HostName = ends[hostSide].Attrs().Name
 	}
 	u := &updating{Network: n, ends: ends}
+	if change.MTU != nil {
+		if err := u.checkMTU(*change.MTU); err != nil {
+			return i, err
+		}
+	}
 	var from, to Attachment
 	if change.Bridge != nil && i.Kind == Veth {
 		if from, to, err = u.planBridge(ctx, i, wanted); err != nil {
@@ -166,6 +171,26 @@ func (u *updating) handle(side int) *netlink.Handle {
 		return u.host
 	}
 	return u.inside
+}
+
+// checkMTU refuses one with which the kernel would take IPv6 addresses away, without a word.
+func (u *updating) checkMTU(mtu int) error {
+	if mtu >= minMTU6 {
+		return nil
+	}
+	for side, link := range u.ends {
+		list, err := addressesOf(u.handle(side), link.Attrs().Index)
+		if err != nil {
+			return err
+		}
+		for _, a := range list {
+			if a.IP.To4() == nil && a.Scope == unix.RT_SCOPE_UNIVERSE {
+				return fmt.Errorf("mtu %d: %s has the IPv6 address %s, which needs %d or more: remove the address first",
+					mtu, link.Attrs().Name, a.IPNet, minMTU6)
+			}
+		}
+	}
+	return nil
 }
 
 func mtuOf(a *netlink.LinkAttrs) int      { return a.MTU }

@@ -22,7 +22,7 @@ func (u *updating) planBridge(ctx context.Context, i, wanted Interface) (from, t
 	case bridge != nil:
 		from.Bridge, from.bridge = bridge.Attrs().Name, bridge.Attrs().Index
 	case i.Bridge != "":
-		if from.OVS, err = u.inOVS(ctx, i.Bridge); err != nil {
+		if from.OVS, err = u.inOVS(ctx, ovsTimeout, i.Bridge); err != nil {
 			return from, to, err
 		}
 		if from.OVS {
@@ -41,15 +41,6 @@ func (u *updating) planBridge(ctx context.Context, i, wanted Interface) (from, t
 		err = u.refuseTakenPorts(ctx, []Attachment{to})
 	}
 	return from, to, err
-}
-
-// inOVS tells whether the bridge is one of Open vSwitch.
-func (u *updating) inOVS(ctx context.Context, bridge string) (bool, error) {
-	link, err := linkNamed(u.host, bridge)
-	if err != nil || link != nil && link.Type() == bridgeType {
-		return false, err
-	}
-	return ovsBridge(ctx, bridge)
 }
 
 func (u *updating) setBridge(ctx context.Context, from, to Attachment) error {

@@ -195,6 +195,36 @@ func TestUpdatePhysical(t *testing.T) {
 	require.Equal(t, updated, state(t, n)[0].Interface)
 }
 
+// With a small MTU the kernel would take all IPv6 addresses away, and say nothing.
+func TestUpdateKeepsIPv6(t *testing.T) {
+	n := newNetwork(t, "c")
+	attached := attach(t, n, veth("ceth0", "heth0", "10.9.0.2/24"), veth("ceth1", "heth1", "fd00:9::2/64"),
+		veth("ceth2", "heth2", "10.9.0.3/24"), veth("ceth3", "heth3", "10.9.0.4/24"))
+	inside(t, n, "/sbin/ip", "addr", "add", "fd00::7/64", "dev", "ceth0", "nodad")
+	host(t, "/sbin/ip", "addr", "add", "fd00::8/64", "dev", "heth2", "nodad")
+	before := state(t, n)
+	addresses := func() string {
+		return inside(t, n, "/sbin/ip", "-o", "-6", "addr") + host(t, "/sbin/ip", "-o", "-6", "addr", "show", "heth2")
+	}
+	wanted := addresses()
+	for index, want := range []string{
+		"mtu 1279: ceth0 has the IPv6 address fd00::7/64, which needs 1280 or more",
+		"mtu 1279: an IPv6 address needs 1280 or more",
+		"mtu 1279: heth2 has the IPv6 address fd00::8/64, which needs 1280 or more",
+	} {
+		_, err := n.Update(t.Context(), attached[index].Interface, Change{QueueLen: new(77), MTU: new(1279)})
+		require.ErrorContains(t, err, want)
+		require.Equal(t, before, state(t, n))
+		require.Equal(t, wanted, addresses())
+	}
+	for index, mtu := range []int{1280, 1280, 1280, 1279} {
+		_, err := n.Update(t.Context(), attached[index].Interface, Change{MTU: &mtu})
+		require.NoError(t, err)
+		require.Equal(t, mtu, state(t, n)[index].MTU)
+	}
+	require.NoError(t, n.Detach(t.Context(), attached))
+}
+
 // What was changed is put back when a later part fails.
 func TestUpdatePutsBack(t *testing.T) { eachPromotion(t, testUpdatePutsBack) }
 
@@ -219,7 +249,7 @@ func testUpdatePutsBack(t *testing.T, n *Network) {
 	// The address is refused.
 	inside(t, n, "/bin/sh", "-ec", "echo 1 >/proc/sys/net/ipv6/conf/ceth0/disable_ipv6")
 	before, routes = state(t, n), table(t, n)
-	fails(Change{Address: new("fd00::3/64"), Bridge: new("vbr1")}, "set address fd00::3/64")
+	fails(Change{Address: new("fd00::3/64"), Bridge: new("vbr1")}, "set address fd00::3/64: add address fd00::3/64: IPv6 is disabled")
 	// A macvlan sits on the host's end: no bridge takes it.
 	updated, err := n.Update(t.Context(), i, Change{Bridge: new("")})
 	require.NoError(t, err)

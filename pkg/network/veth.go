@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -76,7 +77,8 @@ func (n *Network) makeVeth(a *Attachment) error {
 	if mac == nil {
 		mac = n.ownMAC(a.Name)
 	}
-	request := n.newRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ECHO)
+	request := n.hostPlace().request(unix.RTM_NEWLINK)
+	request.Flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL | unix.NLM_F_ECHO
 	up := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	up.Flags, up.Change = unix.IFF_UP, unix.IFF_UP
 	request.AddData(up)
@@ -125,49 +127,49 @@ func (n *Network) ownMAC(name string) net.HardwareAddr {
 	return mac
 }
 
-// newRequest is a request to the host's network. Its errors come with the kernel's own words.
-func (n *Network) newRequest(kind, flags int) *nl.NetlinkRequest {
-	request := nl.NewNetlinkRequest(kind, flags|unix.NLM_F_ACK)
-	request.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Seq: request.Seq, Socket: n.hostSocket}}
-	return request
-}
-
 // detachVeths removes the host ends, and with them the other ends. The kernel waits for all its readers whenever it removes
 // interfaces, once for as many as one message names: so several become a group.
 func (n *Network) detachVeths(attachments []Attachment) error {
-	var own []int
+	own := make(map[int]bool)
 	var errs []error
 	for _, a := range attachments {
-		index, err := n.ownVeth(a)
-		switch {
-		case err != nil:
+		links, err := n.ownVeths(a)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("remove interface %s: %w", a, err))
-		case index != 0:
-			own = append(own, index)
+		}
+		for _, link := range links {
+			own[link.Attrs().Index] = true
 		}
 	}
-	if err := n.deleteLinks(own); err != nil {
+	if err := n.deleteLinks(slices.Sorted(maps.Keys(own))); err != nil {
 		errs = append(errs, fmt.Errorf("remove interfaces: %w", err))
 	}
 	return errors.Join(errs...)
 }
 
-// ownVeth gives the index of the host's end of a pair, 0 when it is not there. An index is not used again while the host is up. A
-// process that was killed could not note it: then the other end has to be in the container's namespace.
-func (n *Network) ownVeth(a Attachment) (int, error) {
-	link, err := linkNamed(n.host, a.HostName)
-	if a.HostIndex != 0 {
-		link, err = linkAt(n.host, a.HostIndex)
+// ownVeths gives the host's end of a pair: the one that was noted, which may be renamed by now, and the one with the name, which
+// another program may have made in its place, or this one before it was killed. Neither the index nor the name is proof: another
+// interface may have come to either. The container's namespace at the other end is; without that namespace, both together.
+func (n *Network) ownVeths(a Attachment) ([]netlink.Link, error) {
+	noted, err := linkAt(n.host, a.HostIndex)
+	named, namedErr := linkNamed(n.host, a.HostName)
+	if err := errors.Join(err, namedErr); err != nil {
+		return nil, err
 	}
-	if err != nil || link == nil || link.Type() != vethType {
-		return 0, err
-	}
-	if a.HostIndex == 0 {
-		if inside, err := n.otherEndInside(link); err != nil || !inside {
-			return 0, err
+	var own []netlink.Link
+	for _, link := range []netlink.Link{noted, named} {
+		if link == nil || link.Type() != vethType {
+			continue
+		}
+		inside, err := n.otherEndInside(link)
+		if err != nil {
+			return nil, err
+		}
+		if inside || n.ns == nil && link.Attrs().Index == a.HostIndex && link.Attrs().Name == a.HostName {
+			own = append(own, link)
 		}
 	}
-	return link.Attrs().Index, nil
+	return own, nil
 }
 
 // otherEndInside tells whether the other end of the host's veth is in the container's namespace.
@@ -198,7 +200,7 @@ func (n *Network) deleteLinks(indexes []int) error {
 			return err
 		}
 	}
-	request := n.newRequest(unix.RTM_DELLINK, 0)
+	request := n.hostPlace().request(unix.RTM_DELLINK)
 	request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	request.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(uint32(group))))
 	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
@@ -279,19 +281,10 @@ func (n *Network) findVeth(ctx context.Context, i Interface) (*Attachment, error
 		a.HostIndex, a.Index = link.Attrs().Index, link.Attrs().ParentIndex
 	}
 	if i.Bridge != "" {
-		a.OVS, err = n.inOVS(ctx, i.Bridge)
+		a.OVS, err = n.inOVSOnce(ctx, i.Bridge)
 	}
 	if link == nil && !a.OVS {
 		return nil, err
 	}
 	return a, err
-}
-
-// inOVS tells whether a bridge belongs to Open vSwitch, without asking it about a Linux one.
-func (n *Network) inOVS(ctx context.Context, bridge string) (bool, error) {
-	link, err := linkNamed(n.host, bridge)
-	if err != nil || link != nil && link.Type() == "bridge" {
-		return false, err
-	}
-	return ovsBridge(ctx, bridge)
 }

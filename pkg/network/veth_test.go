@@ -54,10 +54,15 @@ func TestVeth(t *testing.T) {
 	require.Contains(t, inside(t, n, "/sbin/ip", "addr", "show", "ceth0"), "inet 10.9.0.2/24 brd 10.9.0.255 scope global ceth0")
 	require.Contains(t, inside(t, n, "/sbin/ip", "addr", "show", "ceth1"), "inet6 fd00:9::2/64 scope global nodad")
 
+	made := links(t, n.inside)
 	require.NoError(t, n.Detach(t.Context(), attachments))
 	require.NoError(t, n.Detach(t.Context(), attachments), "again")
 	require.Equal(t, before, links(t, n.host))
 	require.Equal(t, beforeInside, links(t, n.inside))
+
+	attachments = attach(t, n, a, b)
+	require.Equal(t, made, links(t, n.inside), "with the same addresses")
+	require.NoError(t, n.Detach(t.Context(), attachments))
 }
 
 func TestOffloads(t *testing.T) {

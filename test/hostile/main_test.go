@@ -8,13 +8,11 @@
 package hostile
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -26,38 +24,16 @@ import (
 const (
 	// helperEnv makes the test binary play the container's first process.
 	helperEnv = "HOSTILE_HELPER"
-	// netnsEnv marks a test process that already has its own network namespace.
-	netnsEnv = "HOSTILE_NETNS"
 	// base is a tmpfs of the test's own, every directory above it root's own: a place that the hook may trust.
 	base        = "/var/lib/hostile"
 	devicesRoot = "/sys/fs/cgroup/devices"
 )
 
 func TestMain(m *testing.M) {
-	switch {
-	case os.Getenv(helperEnv) != "":
+	if os.Getenv(helperEnv) != "" {
 		os.Exit(helperMain())
-	case os.Geteuid() == 0 && os.Getenv(netnsEnv) == "":
-		os.Exit(ownNetns())
 	}
 	os.Exit(testutil.Main(m))
-}
-
-// ownNetns starts the tests again where no other job of the machine changes links and routes, so that they can be compared.
-func ownNetns() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), netnsEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
-	err := cmd.Run()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		return exit.ExitCode()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "hostile: own network namespace:", err)
-		return 1
-	}
-	return 0
 }
 
 func full() bool { return os.Getenv("HOSTILE_FULL") == "1" }

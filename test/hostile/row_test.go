@@ -40,6 +40,7 @@ type row struct {
 	undo    func(w *world)               // takes a fault away after a prestart that must fail
 	allowed func(w *world) []string      // container paths that may change beside those of the record
 	not     func(v variant) (why string) // variants in which the content cannot exist
+	net     bool                         // the container has a network namespace of its own
 	light   bool                         // pure validation, the variants make no difference
 }
 
@@ -106,6 +107,7 @@ func (r row) variants(t *testing.T) {
 		if r.not != nil && r.not(v) != "" || r.light && (v.tmpfs || v.twice || v.fewCaps) {
 			continue
 		}
+		v.net = r.net
 		t.Run(v.name, func(t *testing.T) { r.play(t, v) })
 	}
 }
@@ -115,7 +117,7 @@ func runPlain(t *testing.T, rows []row) {
 	t.Helper()
 	begin(t, true)
 	for _, r := range rows {
-		t.Run(r.id, func(t *testing.T) { r.play(t, variant{}) })
+		t.Run(r.id, func(t *testing.T) { r.play(t, variant{net: r.net}) })
 	}
 }
 
@@ -162,14 +164,14 @@ func (r row) once(w *world) bool {
 	switch {
 	case failed:
 		w.failed(res, r.name, r.within)
-		require.Empty(w.t, diff(before, w.clean()), "CLEAN after a failed prestart: %s", res)
+		require.Empty(w.t, w.settled(before, w.clean), "CLEAN after a failed prestart: %s", res)
 	default:
 		require.Zero(w.t, res.code, "prestart: %s", res)
 		require.Empty(w.t, res.stderr, "a good run is silent")
 		if r.within != 0 {
 			require.Less(w.t, res.took, r.within, "too slow: %s", res)
 		}
-		require.Empty(w.t, diff(host, w.host(false)), "HOST after prestart")
+		require.Empty(w.t, w.settled(w.others(host), func() snapshot { return w.host(false) }), "HOST after prestart")
 		r.onlyOwnPaths(w, before)
 		onlyOwnMounts(w, before)
 		if r.inside != nil {
@@ -186,9 +188,9 @@ func (r row) once(w *world) bool {
 	stop := w.poststop()
 	require.Zero(w.t, stop.code, "poststop: %s", stop)
 	require.Empty(w.t, diff(canary, w.canary()), "CANARY after poststop")
-	require.Empty(w.t, diff(host, w.host(true)), "HOST after poststop")
+	w.sameHost(host, "HOST after poststop")
 	if failed && r.undo == nil {
-		require.Empty(w.t, diff(before, w.clean()), "CLEAN after poststop")
+		require.Empty(w.t, w.settled(before, w.clean), "CLEAN after poststop")
 	}
 	return res.code == 0
 }
@@ -219,7 +221,8 @@ func onlyOwnMounts(w *world, before snapshot) {
 	w.t.Helper()
 	for _, m := range w.mounts() {
 		_, old := before["container mount "+m.line]
-		hosts := strings.HasPrefix(m.point, "/.sharedpath/") && strings.Contains(m.point, w.id)
+		hosts := (strings.HasPrefix(m.point, "/.sharedpath/") || strings.HasPrefix(m.point, "/run/syscontainer-tools/")) &&
+			strings.Contains(m.point, w.id)
 		if !old && !hosts && !w.v.pivot {
 			require.True(w.t, strings.HasPrefix(m.point, w.rf+"/"), "a mount outside the container's root: %s", m.line)
 		}

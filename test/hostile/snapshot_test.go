@@ -13,6 +13,7 @@ import (
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -183,20 +184,50 @@ func mountTable(name string, all []mountLine) snapshot {
 func (w *world) host(withOwn bool) snapshot {
 	w.t.Helper()
 	all := merge(hostTrees(w.t), mountTable("host mount", hostMounts(w.t)))
-	for _, f := range []string{
-		"/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/thread-self/net/route", "/proc/thread-self/net/dev",
-	} {
+	files := []string{"/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe"}
+	if w.v.net {
+		all = merge(all, w.hostNet()) // the counters of the file below change by themselves once an interface is up
+	} else {
+		files = append(files, "/proc/thread-self/net/route", "/proc/thread-self/net/dev")
+	}
+	for _, f := range files {
 		b, err := os.ReadFile(f) // a kernel without modules has no name of a modprobe
 		all[f] = fmt.Sprintf("%s%v", b, err)
 	}
 	if !withOwn {
-		for k := range all {
-			if strings.Contains(k, w.id) {
-				delete(all, k)
-			}
-		}
+		return w.others(all)
 	}
 	return all
+}
+
+// others leaves out what a started container changes on the host: lines that name it, and its interfaces.
+func (w *world) others(all snapshot) snapshot {
+	rest := snapshot{}
+	for k, v := range all {
+		if !strings.Contains(k, w.id) && !w.ownLink(k) {
+			rest[k] = v
+		}
+	}
+	return rest
+}
+
+// settled lists what differs. In network namespaces the kernel finishes some of it later, so there a difference has to last.
+func (w *world) settled(before snapshot, now func() snapshot) []string {
+	w.t.Helper()
+	deadline := time.Now().Add(3 * time.Second)
+	for {
+		d := diff(before, now())
+		if len(d) == 0 || !w.v.net || time.Now().After(deadline) {
+			return d
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// sameHost asserts HOST.
+func (w *world) sameHost(before snapshot, when string) {
+	w.t.Helper()
+	require.Empty(w.t, w.settled(before, func() snapshot { return w.host(true) }), when)
 }
 
 func hostTrees(tb testing.TB) snapshot {
@@ -225,6 +256,9 @@ func (w *world) clean() snapshot {
 		for _, p := range w.permissions() {
 			all["permission "+p] = ""
 		}
+		if w.v.net {
+			all = merge(all, w.inNet())
+		}
 	}
 	return all
 }
@@ -242,6 +276,9 @@ func leftovers(tb testing.TB) snapshot {
 		for _, f := range found {
 			all["file "+f] = ""
 		}
+	}
+	for _, name := range hostLinks(tb) {
+		all["interface "+name] = ""
 	}
 	for _, p := range hookProcesses() {
 		all["process "+p] = ""

@@ -34,6 +34,7 @@ type variant struct {
 	tmpfs, user, pivot, shared bool
 	twice                      bool // a second container starts on what the first one left
 	oneCPU, fewCaps            bool
+	net                        bool // the container has a network namespace of its own
 }
 
 // world is one container with everything that belongs to it: root filesystem, bundle, cgroup, and the host directory with the
@@ -46,6 +47,8 @@ type world struct {
 	src, nodes      string // host directories: sources of binds, device nodes
 	bundle, logFile string
 	config          map[string]any
+	links           []string // interfaces of the host that a started container may have taken, or that are its veths' ends
+	freeNames       bool     // the hook chooses names for such ends
 
 	cmd   *exec.Cmd // the container's first process
 	pid   int
@@ -143,6 +146,9 @@ func (w *world) goodConfig() map[string]any {
 		ids := []any{map[string]any{"containerID": 0, "hostID": mappedRoot, "size": 65536}}
 		linux["uidMappings"], linux["gidMappings"] = ids, ids
 	}
+	if w.v.net {
+		spaces = append(spaces, map[string]any{"type": "network"})
+	}
 	linux["namespaces"] = spaces
 	return map[string]any{
 		"ociVersion": "1.0.2", "root": map[string]any{"path": w.rf}, "linux": linux,
@@ -181,6 +187,9 @@ func (w *world) startMapped(hostID int) {
 	cmd.Env = []string{helperEnv + "=1", "GOMAXPROCS=1"}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	if w.v.net {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
+	}
 	if w.v.user {
 		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: hostID, Size: 65536}}
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
@@ -293,6 +302,9 @@ func (w *world) remove() {
 	w.stop()
 	if w.t.Failed() {
 		w.scrub()
+	}
+	if w.v.net {
+		dropLinks(w.t)
 	}
 	for _, m := range hostMounts(w.t) {
 		if strings.HasPrefix(m.point, w.dir+"/") {
