@@ -127,7 +127,7 @@ func (r *restoration) detachInterfaces(ctx context.Context) error {
 			return err
 		}
 		if err := r.network.Detach(ctx, r.intent.Interfaces); err != nil {
-			r.occupied = !errors.Is(err, network.ErrUnsettled)
+			r.occupied = !errors.Is(err, network.ErrUnsettled) && !errors.Is(err, network.ErrElsewhere)
 			return err
 		}
 	}

@@ -93,7 +93,7 @@ func (n *Network) Attach(ctx context.Context, attachments []Attachment) error {
 
 // Detach takes the interfaces back: veth pairs are removed, in one go, and interfaces of the host come home. What is not there
 // any more, or was never attached, is no error. An interface that the container has renamed is found all the same; one that
-// merely has the name is left alone. An error that is ErrUnsettled leaves nothing in the container's namespace.
+// merely has the name is left alone. An error that is ErrUnsettled or ErrElsewhere leaves nothing in the container's namespace.
 func (n *Network) Detach(ctx context.Context, attachments []Attachment) error {
 	var veths []Attachment
 	var unsettled []error
@@ -105,7 +105,7 @@ func (n *Network) Detach(ctx context.Context, attachments []Attachment) error {
 		}
 		err := n.detachPhysical(a)
 		switch {
-		case errors.Is(err, ErrUnsettled):
+		case errors.Is(err, ErrUnsettled), errors.Is(err, ErrElsewhere):
 			unsettled = append(unsettled, fmt.Errorf("bring home interface %s: %w", a, err))
 		case err != nil:
 			errs = append(errs, fmt.Errorf("bring home interface %s: %w", a, err))

@@ -85,6 +85,9 @@ func openPinned(dir, name string) (*os.File, error) {
 		return nil, err
 	}
 	d, err := atomicfile.OpenDir(dir)
+	if isMissing(err) {
+		return nil, fs.ErrNotExist
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -117,11 +120,14 @@ func unpinNamespace(dir, name string) error {
 	if err == nil {
 		err = os.Remove(path)
 	}
-	if errors.Is(err, fs.ErrNotExist) {
+	if isMissing(err) {
 		return nil
 	}
 	return err
 }
+
+// isMissing tells whether something is not there, also because what should be its directory is none.
+func isMissing(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) }
 
 func checkFileName(id string) error {
 	if id == "" || id == "." || id == ".." || filepath.Base(id) != id {

@@ -93,7 +93,7 @@ func TestPhysicalNameTaken(t *testing.T) {
 			}
 		}
 		require.Len(t, home, 1, "the interface is on the host")
-		require.Equal(t, []any{n.kind, 1450, true}, []any{home[0].Kind, home[0].MTU, home[0].Up})
+		require.Equal(t, []any{n.kind, 1450, false}, []any{home[0].Kind, home[0].MTU, home[0].Up}, "down until it has its name")
 
 		// What an operator does: after that all is as it was.
 		require.NoError(t, nettool.Change(physical, netlink.LinkDel))
