@@ -89,5 +89,6 @@ func label(path string) (string, error) {
 		return "", err
 	}
 	defer device.Close()
-	return selinux.LfileLabel(fmt.Sprintf("/proc/thread-self/fd/%d", device.Fd()))
+	// The link is followed, to the inode that is open: go-selinux has no call that takes a handle.
+	return selinux.FileLabel(fmt.Sprintf("/proc/thread-self/fd/%d", device.Fd()))
 }

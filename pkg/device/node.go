@@ -3,10 +3,10 @@
 package device
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -166,7 +166,7 @@ func plan(dirs *atroot.Dirs, node Node) (*Placement, error) {
 	case mounted:
 		return nil, fmt.Errorf("%w: a mount", ErrOccupied)
 	}
-	placement.Aside, placement.Replaced = asidePrefix+rand.Text()[:16], stat.Ino
+	placement.Aside, placement.Replaced = fmt.Sprintf("%s%016x", asidePrefix, rand.Uint64()), stat.Ino
 	return placement, nil
 }
 
