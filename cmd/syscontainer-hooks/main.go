@@ -38,6 +38,7 @@ const poststop = "poststop"
 const (
 	// defaultTimeout leaves a failing prestart time to take everything back before lcr kills it after 30 seconds.
 	defaultTimeout = 20 * time.Second
+	maxTimeout     = 24 * time.Hour
 	undoTimeout    = 5 * time.Second
 )
 
@@ -93,21 +94,21 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 		fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err)))
 		p.log().Error(err)
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), opts.timeout,
-		fmt.Errorf("not done within %s; -timeout sets another limit", opts.timeout))
-	defer cancel()
-	ctx, p.signals = newSignals(ctx)
+	if p.limits, err = newLimits(opts.timeout); err != nil {
+		fail(err)
+		return failure
+	}
 	// Even taking back can hang, in a system call on a dead file server. What is left then is in the journal.
 	var outcome sync.Once
 	giveUp := func() {
 		time.Sleep(undoTimeout + time.Second)
 		outcome.Do(func() {
-			fmt.Fprintln(stderr, "syscontainer-hooks: given up:", context.Cause(ctx))
+			fmt.Fprintln(stderr, "syscontainer-hooks: given up:", context.Cause(p.limits))
 			os.Exit(failure)
 		})
 	}
-	defer context.AfterFunc(ctx, giveUp)()
-	err = protect(func() error { return stage(ctx, stdin) })
+	defer context.AfterFunc(p.limits.Context, giveUp)()
+	err = protect(func() error { return stage(p.limits, stdin) })
 	status := exitOK
 	outcome.Do(func() {
 		if err != nil {
@@ -186,8 +187,8 @@ func (o *options) check(operands []string) (err error) {
 	if len(operands) > 0 {
 		return fmt.Errorf("stray operand %.40q", operands[0])
 	}
-	if o.timeout <= 0 {
-		return fmt.Errorf("-timeout %s: want more than nothing", o.timeout)
+	if o.timeout <= 0 || o.timeout > maxTimeout {
+		return fmt.Errorf("-timeout %s: want more than nothing, and at most %s", o.timeout, maxTimeout)
 	}
 	if o.recordDir != "" && !filepath.IsAbs(o.recordDir) {
 		return fmt.Errorf("-record-dir %.200q: want an absolute path, each runtime has another working directory", o.recordDir)

@@ -66,7 +66,7 @@ type program struct {
 
 	recordDir string // "" when there is no record
 
-	signals    *signals
+	limits     *limits
 	undoFailed bool
 	// interpose lets tests of this package put faults between the steps; nil in the program.
 	interpose func([]pipeline.Step) []pipeline.Step
@@ -82,7 +82,8 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 		return err
 	}
 	if p.recordDir != "" {
-		p.signals.startCatching()
+		p.limits.keepTime()
+		p.limits.startCatching()
 	}
 	spec, err := hookstate.LoadSpec(p.state.Bundle)
 	if err != nil {
@@ -94,10 +95,9 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 	}
 	defer container.Close()
 	if p.recordDir != "" {
-		p.signals.catch()
+		p.limits.catch()
 	} else {
-		ignoreSignals()
-		ctx = catchingWaits{ctx, p.signals}
+		p.limits.ignoreSignals()
 	}
 	if err := p.lock(ctx); err != nil {
 		return err
@@ -130,7 +130,9 @@ func (p *program) poststop(ctx context.Context, stdin *os.File) error {
 		p.state.Bundle = earlier.Bundle
 	}
 	var recordErr error
-	p.recordDir, recordErr = p.findRecord()
+	if p.recordDir, recordErr = p.findRecord(); p.recordDir != "" {
+		p.limits.keepTime()
+	}
 	if err := errors.Join(recordErr, p.takeBack(ctx, earlier, nil)); err != nil {
 		return err
 	}
