@@ -8,16 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"isula.org/syscontainer-hooks/internal/kernel"
+	"isula.org/syscontainer-hooks/internal/command"
 )
 
 const (
@@ -29,8 +26,6 @@ const (
 	ovsRemoveTimeout = 5 * time.Second // at most, see removeTimeout
 	ovsKillDelay     = time.Second     // that ovs-vsctl gets to end by itself
 	ovsBusyDelay     = 20 * time.Millisecond
-	maxOVSOutput     = 1 << 20 // bytes, for the names of all ports of a bridge
-	maxOVSMessage    = 4 << 10
 )
 
 var (
@@ -409,91 +404,22 @@ func vsctl(ctx context.Context, timeout time.Duration, args ...string) (stdout, 
 // runVsctl runs it once. It may take as long as timeout, and ends itself then, so that it does not outlive a killed hook for long.
 // The caller's thread must be in the host's namespaces.
 func runVsctl(ctx context.Context, timeout time.Duration, args []string) (stdout, stderr string, err error) {
-	program, err := ovsProgram()
-	if err != nil {
-		return "", "", err
-	}
-	limited, cancel := context.WithTimeout(ctx, timeout+ovsKillDelay)
-	defer cancel()
-	cmd := exec.CommandContext(limited, program, fmt.Sprintf("--timeout=%d", timeout/time.Second), "-vconsole:off")
-	cmd.Args = append(cmd.Args, args...)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
-	cmd.Dir = "/"
-	out, message := head{limit: maxOVSOutput}, head{limit: maxOVSMessage}
-	cmd.Stdout, cmd.Stderr = &out, &message
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error {
-		err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
-		if errors.Is(err, unix.ESRCH) {
-			err = os.ErrProcessDone
-		}
-		return err
-	}
-	cmd.WaitDelay = ovsKillDelay
-	err = cmd.Run()
-	stderr = strings.TrimPrefix(strings.Join(strings.Fields(string(message.kept)), " "), "ovs-vsctl: ")
+	args = append([]string{fmt.Sprintf("--timeout=%d", timeout/time.Second), "-vconsole:off"}, args...)
+	stdout, stderr, err = command.Run(ctx, timeout+ovsKillDelay, "ovs-vsctl", args...)
+	return stdout, strings.TrimPrefix(stderr, "ovs-vsctl: "), ovsError(err)
+}
+
+// ovsError tells what an error of ovs-vsctl means.
+func ovsError(err error) error {
+	failed, ended := errors.AsType[*command.Error](err)
 	switch {
-	case err != nil && ctx.Err() != nil:
-		err = context.Cause(ctx)
-	case err != nil && limited.Err() != nil:
-		err = errOVSSilent
-	case err != nil:
-		err = ovsError(err, stderr)
-	case out.cut:
-		err = fmt.Errorf("it says more than %d bytes", maxOVSOutput)
+	case errors.Is(err, command.ErrNotFound):
+		return errNoOVS
+	case errors.Is(err, command.ErrTimeout),
+		ended && failed.Status.Signaled() && failed.Status.Signal() == unix.SIGALRM: // its own timeout
+		return fmt.Errorf("run ovs-vsctl: %w", errOVSSilent)
+	case ended && failed.Status.ExitStatus() == 2: // of br-exists alone
+		return fmt.Errorf("run ovs-vsctl: %w", errNoOVSBridge)
 	}
-	if err != nil {
-		err = fmt.Errorf("run %s: %w", program, err)
-	}
-	return string(out.kept), stderr, err
-}
-
-// ovsError tells what the exit status of ovs-vsctl means.
-func ovsError(err error, stderr string) error {
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		status, _ := exit.Sys().(syscall.WaitStatus)
-		switch {
-		case status.ExitStatus() == 2: // of br-exists alone
-			return errNoOVSBridge
-		case status.Signaled() && status.Signal() == unix.SIGALRM: // its own timeout
-			return errOVSSilent
-		}
-	}
-	if stderr == "" {
-		return err
-	}
-	return fmt.Errorf("%w: %.300s", err, stderr)
-}
-
-// ovsProgram finds ovs-vsctl where nobody but root can have put it.
-func ovsProgram() (string, error) {
-	for _, dir := range []string{"/usr/bin", "/usr/local/bin", "/usr/sbin", "/bin", "/sbin"} {
-		path := dir + "/ovs-vsctl"
-		var stat unix.Stat_t
-		err := kernel.Do(func() error { return unix.Stat(path, &stat) })
-		switch {
-		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-			continue
-		case err != nil:
-			return "", fmt.Errorf("look for %s: %w", path, err)
-		case stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Uid != 0 || stat.Mode&0o022 != 0:
-			return "", fmt.Errorf("run %s: it has to be a file of root's that nobody else can write", path)
-		}
-		return path, nil
-	}
-	return "", errNoOVS
-}
-
-// head keeps the beginning of what is written to it, and takes the rest, so that the program that writes it goes on.
-type head struct {
-	kept  []byte
-	limit int
-	cut   bool
-}
-
-func (h *head) Write(p []byte) (int, error) {
-	room := h.limit - len(h.kept)
-	h.cut = h.cut || len(p) > room
-	h.kept = append(h.kept, p[:min(len(p), room)]...)
-	return len(p), nil
+	return err
 }

@@ -297,7 +297,7 @@ func TestOVSAsStub(t *testing.T) {
 		{"surroundings", `echo "$PWD $LC_ALL $HOME $(readlink /proc/self/fd/0) $1"`, "/ C  /dev/null --timeout=10\n", ""},
 		{"own timeout", "kill -ALRM $$", "", errOVSSilent.Error()},
 		{"no bridge", "exit 2", "", errNoOVSBridge.Error()},
-		{"failure", "echo 'ovs-vsctl: no such\n  thing' >&2; exit 1", "", "run /usr/bin/ovs-vsctl: exit status 1: no such thing"},
+		{"failure", "echo 'ovs-vsctl: no such\n  thing' >&2; exit 1", "", "run /usr/bin/ovs-vsctl: exit status 1: ovs-vsctl: no such thing"},
 		{"silent failure", "exit 1", "", "run /usr/bin/ovs-vsctl: exit status 1"},
 		{"much", "head -c 2000000 /dev/zero", "", "it says more than 1048576 bytes"},
 		{"much about failure", "head -c 2000000 /dev/zero | tr '\\0' x >&2; exit 1", "", strings.Repeat("x", 300)},
