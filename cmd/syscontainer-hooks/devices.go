@@ -4,24 +4,17 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
-	"isula.org/syscontainer-hooks/internal/atroot"
-	"isula.org/syscontainer-hooks/internal/kernel"
 	"isula.org/syscontainer-hooks/pkg/device"
 	"isula.org/syscontainer-hooks/pkg/store"
 )
 
 // grant is a permission for devices and the cgroup that has it.
 type grant struct {
-	Cgroup string `json:"cgroup"` // directory on the host
-	Inode  uint64 `json:"inode"`  // of it: a cgroup of the same name that comes later is another one
+	cgroupRef
 	device.Grant
 }
 
@@ -35,24 +28,21 @@ func (r *restoration) deviceContainer() device.Container {
 }
 
 // planDevices finds the devices on the host as they are now, and works out what the container lacks.
-func (r *restoration) planDevices() error {
+func (r *restoration) planDevices(finder *device.Finder) error {
 	if len(r.record.Devices) == 0 {
 		return nil
 	}
 	if err := r.checkOverlap(); err != nil {
 		return err
 	}
-	nodes := make([]device.Node, 0, len(r.record.Devices))
+	r.nodes = make([]device.Node, 0, len(r.record.Devices))
 	rules := make([]device.Rule, 0, len(r.record.Devices))
-	r.renewed = make(map[string]numbers)
-	var finder device.Finder
-	defer finder.Close()
 	for _, entry := range r.record.Devices {
-		node, rule, err := r.resolve(&finder, entry)
+		node, rule, err := r.resolve(finder, entry)
 		if err != nil {
 			return fmt.Errorf("device %s: %w", entry.PathOnHost, err)
 		}
-		nodes = append(nodes, node)
+		r.nodes = append(r.nodes, node)
 		rules = append(rules, rule)
 	}
 	cgroup, err := r.container.Cgroup("devices")
@@ -64,7 +54,7 @@ func (r *restoration) planDevices() error {
 	if err != nil {
 		return err
 	}
-	stat, err := atroot.Stat(cgroup.File)
+	ref, err := refer(cgroup)
 	if err != nil {
 		return err
 	}
@@ -72,8 +62,8 @@ func (r *restoration) planDevices() error {
 	if err != nil {
 		return err
 	}
-	r.intent.Grant = &grant{Cgroup: cgroup.Path, Inode: stat.Ino, Grant: missing}
-	r.intent.Nodes, err = r.deviceContainer().Plan(nodes)
+	r.intent.Grant = &grant{ref, missing}
+	r.intent.Nodes, err = r.deviceContainer().Plan(r.nodes)
 	return err
 }
 
@@ -86,10 +76,7 @@ func (r *restoration) resolve(finder *device.Finder, entry store.Device) (device
 	if string(host.Type) != entry.Type {
 		return device.Node{}, device.Rule{}, fmt.Errorf("it is of type %s now, the record says %s", host.Type, entry.Type)
 	}
-	if int64(host.Major) != entry.Major || int64(host.Minor) != entry.Minor {
-		r.renewed[entry.PathOnHost] = numbers{host.Major, host.Minor}
-		r.log().Infof("device %s is %d:%d now, was %d:%d", entry.PathOnHost, host.Major, host.Minor, entry.Major, entry.Minor)
-	}
+	r.compareNumbers(host, entry.Major, entry.Minor)
 	access, err := device.ParseAccess(entry.CgroupPermissions)
 	if err != nil {
 		return device.Node{}, device.Rule{}, err
@@ -114,8 +101,8 @@ func (r *restoration) allowDevices(context.Context) error {
 
 func (r *restoration) revokeDevices(context.Context) error {
 	err := r.withCgroup(func(c *device.Cgroup) error { return c.Revoke(r.intent.Grant.Grant) })
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-		return nil // the cgroup is gone, and all it allowed
+	if cgroupGone(err) {
+		return nil
 	}
 	return err
 }
@@ -125,18 +112,11 @@ func (r *restoration) withCgroup(f func(*device.Cgroup) error) error {
 	if r.intent.Grant == nil || len(r.intent.Grant.Rules) == 0 {
 		return nil
 	}
-	dir, err := kernel.Open(r.intent.Grant.Cgroup, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	dir, err := r.intent.Grant.open()
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	stat, err := atroot.Stat(dir)
-	if err != nil {
-		return err
-	}
-	if stat.Ino != r.intent.Grant.Inode {
-		return fmt.Errorf("cgroup %s: %w: another one has its name now", dir.Name(), os.ErrNotExist)
-	}
 	cgroup, err := device.OpenCgroup(dir)
 	if err != nil {
 		return err
@@ -155,6 +135,18 @@ func (r *restoration) removeNodes(context.Context) error {
 	return r.deviceContainer().Remove(r.intent.Nodes)
 }
 
+// compareNumbers notes a device whose numbers are not those of the record any more.
+func (r *restoration) compareNumbers(host *device.Host, major, minor int64) {
+	if int64(host.Major) == major && int64(host.Minor) == minor {
+		return
+	}
+	r.log().Infof("device %s is %d:%d now, was %d:%d", host.Path, host.Major, host.Minor, major, minor)
+	if r.renewed == nil {
+		r.renewed = make(map[string]numbers)
+	}
+	r.renewed[host.Path] = numbers{host.Major, host.Minor}
+}
+
 // saveNumbers corrects the record where the host has renumbered devices. It reads the record again under its lock: whatever
 // syscontainer-tools has written meanwhile stays.
 func (r *restoration) saveNumbers(ctx context.Context) error {
@@ -166,6 +158,14 @@ func (r *restoration) saveNumbers(ctx context.Context) error {
 			d := &record.Devices[i]
 			if n, ok := r.renewed[d.PathOnHost]; ok {
 				d.Major, d.Minor = int64(n.major), int64(n.minor)
+			}
+		}
+		for _, list := range limitLists(record) {
+			for i := range list.entries {
+				l := &list.entries[i]
+				if n, ok := r.renewed[l.Path]; ok {
+					l.Major, l.Minor = int64(n.major), int64(n.minor)
+				}
 			}
 		}
 		return nil

@@ -131,7 +131,7 @@ func (s *scene) restored() map[string][]string {
 	s.t.Helper()
 	all := s.inside()
 	host := s.host()
-	all["host mounts"], all["cgroup"] = host["mounts"], host["cgroup"]
+	all["host mounts"], all["cgroup"], all["limits"] = host["mounts"], host["cgroup"], host["limits"]
 	return all
 }
 

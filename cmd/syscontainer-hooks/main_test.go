@@ -5,8 +5,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -112,7 +114,7 @@ type scene struct {
 }
 
 // newScene lists in the record: devices with numbers that are right, one in a new directory, one in the place of another, one
-// on the root file system; shared paths, of a directory twice, of a file, of a directory that is to be made, in one another.
+// on the root file system, a whole disk with I/O limits; shared paths, of a directory twice, of a file, of a directory that is to be made, in one another.
 func newScene(t *testing.T, userns bool) *scene {
 	testutil.RequireRoot(t)
 	s := &scene{Container: testutil.NewContainer(t, userns), t: t, source: t.TempDir()}
@@ -124,8 +126,12 @@ func newScene(t *testing.T, userns bool) *scene {
 	require.NoError(t, os.WriteFile(s.source+"/f", []byte("file"), 0o644))
 	require.NoError(t, os.WriteFile(s.Root+"/mnt/occupied", []byte("of the image"), 0o600))
 	device := func(path, inContainer, access string, major, minor int) string {
-		return fmt.Sprintf(`{"Type":"c","Minor":%d,"Major":%d,"PathOnHost":%q,"PathInContainer":%q,"CgroupPermissions":%q,"Parent":""}`,
-			minor, major, path, inContainer, access)
+		kind := "c"
+		if path == disk {
+			kind = "b"
+		}
+		return fmt.Sprintf(`{"Type":%q,"Minor":%d,"Major":%d,"PathOnHost":%q,"PathInContainer":%q,"CgroupPermissions":%q,"Parent":""}`,
+			kind, minor, major, path, inContainer, access)
 	}
 	prefix := fmt.Sprintf("s%d", scenes.Add(1))
 	addHostLinks(t, prefix)
@@ -135,15 +141,76 @@ func newScene(t *testing.T, userns bool) *scene {
 		`{"Ip":"10.10.0.2/24","Mac":"02:00:00:00:0a:02","Mtu":1400,"Qlen":500,"Type":"eth","Bridge":"","HostNicName":"PREFIXnic","CtrNicName":"eth2"}],`+
 		`"networkRoute":[{"dest":"default","src":"","gw":"10.9.0.1","dev":"eth0"},{"dest":"fd00:a::/64","src":"","gw":"fd00:9::1","dev":""},`+
 		`{"dest":"192.0.2.0/24","src":"","gw":"","dev":"gone0"},{"dest":"198.51.100.0/24","src":"10.10.0.2","gw":"","dev":"eth2"}]`, "PREFIX", prefix)
+	diskMajor, diskMinor := diskNumbers(t)
+	for list, value := range map[string]int{"readIops": 1000, "writeIops": 2000, "readBps": 3000, "writeBps": 4000} {
+		nics += fmt.Sprintf(`,%q:[{"major":%d,"minor":%d,"path":%q,"value":"%d"}]`, list, diskMajor, diskMinor, disk, value)
+	}
+	s.addSysctls()
 	record := fmt.Sprintf(`{`+nics+`,"bindToAdd":["%[1]s/d:/mnt/d:rw","%[1]s/d:/mnt/new/d:rw","%[1]s/f:/etc/f:ro,rslave","%[1]s/made/here:/mnt/made",`+
 		`"%[1]s/f:/mnt/d/sub/f:ro,rslave"],"deviceToAdd":[%s]}`, s.source, strings.Join([]string{
 		device("/dev/zero", "/dev/zero", "rwm", 1, 5),
 		device("/dev/full", "/dev/new/full", "r", 1, 7),
 		device("/dev/null", "/mnt/occupied", "rw", 1, 3),
 		device("/dev/random", "/mnt/dev/random", "r", 1, 8),
+		device(disk, "/dev/sdx", "r", diskMajor, diskMinor),
 	}, ","))
 	require.NoError(t, os.WriteFile(filepath.Join(s.Bundle, "device_hook.json"), []byte(record), 0o600))
 	return s
+}
+
+// disk is a whole disk that is there on machines without another one to spare.
+const disk = "/dev/zram0"
+
+func diskNumbers(t *testing.T) (major, minor int) {
+	t.Helper()
+	var stat unix.Stat_t
+	require.NoError(t, unix.Stat(disk, &stat))
+	return int(unix.Major(stat.Rdev)), int(unix.Minor(stat.Rdev))
+}
+
+// testSysctls are of the network and the IPC namespace, and of an interface that the hook attaches.
+var testSysctls = map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmni": "1234", "net.ipv4.conf.eth0.rp_filter": "2"}
+
+// addSysctls adds them to the specification. Without a user namespace they are none of the hook's business.
+func (s *scene) addSysctls() {
+	s.t.Helper()
+	path := filepath.Join(s.Bundle, "config.json")
+	text, err := os.ReadFile(path)
+	require.NoError(s.t, err)
+	var spec map[string]any
+	require.NoError(s.t, json.Unmarshal(text, &spec))
+	spec["linux"].(map[string]any)["sysctl"] = testSysctls
+	text, err = json.Marshal(spec)
+	require.NoError(s.t, err)
+	require.NoError(s.t, os.WriteFile(path, text, 0o600))
+}
+
+// sysctls gives the values that the container has.
+func (s *scene) sysctls() []string {
+	s.t.Helper()
+	var values []string
+	for _, key := range slices.Sorted(maps.Keys(testSysctls)) {
+		path := "/proc/sys/" + strings.ReplaceAll(key, ".", "/")
+		cmd := exec.Command("nsenter", "--net", "--ipc", "--target", fmt.Sprint(s.Pid), "cat", path)
+		value, _ := cmd.Output() // there may be no such interface
+		values = append(values, key+" = "+strings.TrimSpace(string(value)))
+	}
+	return values
+}
+
+// limits are the I/O limits of the container's cgroup.
+func (s *scene) limits() []string {
+	s.t.Helper()
+	files, err := filepath.Glob(s.IO + "/blkio.throttle.*_device")
+	require.NoError(s.t, err)
+	require.Len(s.t, files, 4)
+	var limits []string
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(s.t, err)
+		limits = append(limits, filepath.Base(file)+" "+string(text))
+	}
+	return limits
 }
 
 // addHostLinks makes a bridge, and what stands for an interface of the host that moves in.
@@ -205,6 +272,8 @@ func (s *scene) host() map[string][]string {
 		"files":  testutil.Tree(s.t, s.Bundle, s.source, "/.sharedpath/midpath", "/.sharedpath/master", journalDir),
 		"cgroup": s.Allowed(),
 		"links":  showNetwork(s.t),
+		"limits": s.limits(),
+		"rules":  testutil.Tree(s.t, "/etc/udev/rules.d"),
 	}
 }
 
@@ -222,7 +291,7 @@ func (s *scene) inside() map[string][]string {
 	for i := range files {
 		files[i] = strings.TrimPrefix(files[i], s.Path("/")) // it has the pid
 	}
-	return map[string][]string{"mounts": mounts, "files": files, "links": s.links()}
+	return map[string][]string{"mounts": mounts, "files": files, "links": s.links(), "sysctls": s.sysctls()}
 }
 
 // links are the interfaces, addresses and routes of the container.
@@ -240,6 +309,10 @@ func (s *scene) links() []string {
 func warm(t *testing.T) {
 	t.Helper()
 	s := &scene{Container: testutil.NewContainer(t, false), t: t, log: filepath.Join(t.TempDir(), "log")}
+	major, minor := diskNumbers(t)
+	record := fmt.Sprintf(`{"deviceToAdd":[{"Type":"b","Minor":%d,"Major":%d,"PathOnHost":%q,"PathInContainer":"/dev/sdx",`+
+		`"CgroupPermissions":"r","Parent":""}]}`, minor, major, disk)
+	require.NoError(t, os.WriteFile(filepath.Join(s.Bundle, "device_hook.json"), []byte(record), 0o600))
 	require.Equal(t, result{}, s.hook("", "prestart"))
 	require.Equal(t, result{}, s.hook("", "poststop"))
 }

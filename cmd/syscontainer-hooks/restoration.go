@@ -16,6 +16,7 @@ import (
 	"isula.org/syscontainer-hooks/pkg/device"
 	"isula.org/syscontainer-hooks/pkg/network"
 	"isula.org/syscontainer-hooks/pkg/store"
+	"isula.org/syscontainer-hooks/pkg/udev"
 )
 
 // restoration is what the steps work on: a container, or what is left of one, and what is changed for it. Its methods are the
@@ -29,7 +30,13 @@ type restoration struct {
 	store   *store.Store  // nil when there is no record
 	record  *store.Record // never nil once read
 	binds   []store.Bind  // of the record
+	nodes   []device.Node // of the record's devices
 	renewed map[string]numbers
+
+	rules, rulesBefore []udev.Rule // of this container
+	rulesWritten       bool
+	modules            []string
+	sysctls            sysctls
 
 	network  *network.Network
 	pinned   *os.File // the namespace that network is of, when it is not the container's own handle
@@ -45,6 +52,7 @@ type intent struct {
 	Binds    []bind.Attachment   `json:"binds,omitempty"`
 	Grant    *grant              `json:"grant,omitempty"`
 	Nodes    []device.Placement  `json:"nodes,omitempty"`
+	Throttle *throttle           `json:"throttle,omitempty"`
 
 	Interfaces []network.Attachment `json:"interfaces,omitempty"`
 	Routes     []network.Route      `json:"routes,omitempty"`
@@ -99,18 +107,24 @@ func (r *restoration) cleanUp(ctx context.Context) error {
 
 // plan works out all changes before the first one is made, so that a record that cannot be restored changes nothing.
 func (r *restoration) plan(ctx context.Context) error {
-	if err := r.checkSupported(); err != nil {
-		return err
-	}
 	instance := r.container.Instance
 	r.intent = intent{Instance: &instance, Root: r.container.Spec.Root.Path, Bundle: r.state.Bundle}
-	if err := r.planBinds(); err != nil {
-		return err
+	var finder device.Finder
+	defer finder.Close()
+	for _, plan := range []func() error{
+		r.planModules,
+		r.planSysctls,
+		r.planBinds,
+		func() error { return r.planDevices(&finder) },
+		func() error { return r.planLimits(&finder) },
+		r.planRules,
+		func() error { return r.planNetwork(ctx) },
+	} {
+		if err := plan(); err != nil {
+			return err
+		}
 	}
-	if err := r.planDevices(); err != nil {
-		return err
-	}
-	return r.planNetwork(ctx)
+	return nil
 }
 
 func (r *restoration) writeJournal(context.Context) error { return r.journal.Append(r.intent) }
@@ -164,6 +178,7 @@ func (r *restoration) close() {
 	if r.store != nil {
 		r.store.Close()
 	}
+	r.sysctls.close()
 	r.closeNetwork()
 }
 
@@ -192,18 +207,4 @@ func (p *program) findRecord() (string, error) {
 		}
 	}
 	return "", nil
-}
-
-// checkSupported refuses a record with what this version knows and cannot restore: a part of it would be worse than an error.
-func (r *restoration) checkSupported() error {
-	record := r.record
-	for kind, n := range map[string]int{
-		"I/O limits": len(record.ReadIOPS) + len(record.WriteIOPS) + len(record.ReadBPS) + len(record.WriteBPS) +
-			len(record.Weights),
-	} {
-		if n > 0 {
-			return fmt.Errorf("the record lists %s, which this version cannot restore; remove them from %s", kind, r.store.Path())
-		}
-	}
-	return nil
 }

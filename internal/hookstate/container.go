@@ -132,6 +132,9 @@ func (c *Container) openProcess(pid int64) (err error) {
 	return err
 }
 
+// IPCNamespace opens the IPC namespace of the process, nil when it is the one of the host. The caller closes it.
+func (c *Container) IPCNamespace() (*os.File, error) { return c.openNamespace("ipc") }
+
 // openNamespace opens a namespace of the process, nil when it is the one that this thread is in.
 func (c *Container) openNamespace(kind string) (*os.File, error) {
 	ns, err := c.openProc("ns/"+kind, unix.O_RDONLY)

@@ -4,6 +4,7 @@ package hookstate
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -55,19 +56,19 @@ func TestReadState(t *testing.T) {
 	require.NoError(t, err)
 	defer r.Close()
 	defer w.Close()
-	go func() { _, _ = w.WriteString(`{"id":"` + strings.Repeat("x", maxState)) }()
+	go func(w *os.File) { _, _ = w.WriteString(`{"id":"` + strings.Repeat("x", maxState)) }(w)
 	_, err = ReadState(t.Context(), r)
 	require.ErrorContains(t, err, "1 MiB")
 
 	r, w, err = os.Pipe()
 	require.NoError(t, err)
 	defer r.Close()
-	go func() {
+	go func(w *os.File) {
 		_, _ = w.WriteString(`{"id":`)
 		time.Sleep(time.Millisecond)
 		_, _ = w.WriteString(`"abc"}`)
 		w.Close()
-	}()
+	}(w)
 	require.NoError(t, unix.SetNonblock(int(r.Fd()), true))
 	state, err := ReadState(t.Context(), r)
 	require.NoError(t, err)
@@ -81,6 +82,26 @@ func TestReadState(t *testing.T) {
 	defer cancel()
 	_, err = ReadState(ctx, r)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+func TestParseSpec(t *testing.T) {
+	t.Parallel()
+	spec, err := parseSpec([]byte(`{"process":{"terminal":true,"env":["A=b","c"],"rlimits":[]},"root":{"path":"r"},` +
+		`"linux":{"sysctl":{"kernel.sem":"1 2 3 4","net/ipv4/x":""}}}`))
+	require.NoError(t, err)
+	require.Equal(t, []string{"A=b", "c"}, spec.Process.Env)
+	require.Equal(t, map[string]string{"kernel.sem": "1 2 3 4", "net/ipv4/x": ""}, spec.Linux.Sysctl)
+	spec, err = parseSpec([]byte(`{"process":null,"root":{"path":"r"},"linux":{"sysctl":null}}`))
+	require.NoError(t, err)
+	require.Equal(t, &Spec{Root: SpecRoot{Path: "r"}}, spec)
+	for _, data := range []string{
+		`{"root":{"path":""}}`, `{"root":{"path":"r"},"process":{"env":"A=b"}}`, `{"root":{"path":"r"},"process":{"env":[null]}}`,
+		`{"root":{"path":"r"},"linux":{"sysctl":{"a":1}}}`, `{"root":{"path":"r"},"linux":{"sysctl":{"a":"1","a":"2"}}}`,
+		`{"root":{"path":"r"},"process":{"Env":[]}}`,
+	} {
+		_, err := parseSpec([]byte(data))
+		require.Error(t, err, data)
+	}
 }
 
 func TestParseStat(t *testing.T) {
@@ -197,8 +218,18 @@ func TestOpen(t *testing.T) {
 		require.Equal(t, c.Cgroup, cgroup.Path)
 		cgroup.Close()
 		require.NotNil(t, opened.NetNS)
+		ipc, err := opened.IPCNamespace()
+		require.NoError(t, err)
+		require.NotNil(t, ipc)
+		var own, theirs unix.Stat_t
+		require.NoError(t, unix.Fstat(int(ipc.Fd()), &own))
+		require.NoError(t, unix.Stat(fmt.Sprintf("/proc/%d/ns/ipc", c.Pid), &theirs))
+		require.Equal(t, theirs.Ino, own.Ino)
+		ipc.Close()
 
 		c.Stop()
+		_, err = opened.IPCNamespace()
+		require.ErrorIs(t, err, ErrGone)
 		_, err = opened.startTime()
 		require.ErrorIs(t, err, ErrGone)
 		_, err = opened.Cgroup("devices")
@@ -210,6 +241,17 @@ func TestOpen(t *testing.T) {
 		require.NotEqual(t, first, again.Instance)
 		require.Nil(t, again.NetNS)
 	}
+}
+
+func TestHostIPCNamespace(t *testing.T) {
+	t.Parallel()
+	self, err := os.Open("/proc/self")
+	require.NoError(t, err)
+	c := &Container{proc: self}
+	defer c.Close()
+	ipc, err := c.IPCNamespace()
+	require.NoError(t, err)
+	require.Nil(t, ipc)
 }
 
 func TestOpenRefuses(t *testing.T) {
@@ -281,6 +323,7 @@ func FuzzParseState(f *testing.F) {
 
 func FuzzParseSpec(f *testing.F) {
 	f.Add([]byte(`{"root":{"path":"rootfs"},"linux":{"cgroupsPath":"/a","uidMappings":[{"containerID":0,"hostID":1,"size":2}]}}`))
+	f.Add([]byte(`{"root":{"path":"r"},"process":{"env":["A=b"]},"linux":{"sysctl":{"kernel.sem":"1"}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		spec, err := parseSpec(data)
 		if err != nil {

@@ -20,13 +20,19 @@ const maxSpec = 10 << 20
 
 // Spec is the part of the bundle's config.json that the hook uses.
 type Spec struct {
-	Root  SpecRoot  `json:"root"`
-	Linux SpecLinux `json:"linux"`
+	Root    SpecRoot    `json:"root"`
+	Process SpecProcess `json:"process"`
+	Linux   SpecLinux   `json:"linux"`
 }
 
 // SpecRoot is the specification's root.
 type SpecRoot struct {
 	Path string `json:"path"`
+}
+
+// SpecProcess is the specification's process.
+type SpecProcess struct {
+	Env []string `json:"env"`
 }
 
 // SpecLinux is the specification's linux section.
@@ -35,6 +41,7 @@ type SpecLinux struct {
 	GIDMappings []specs.LinuxIDMapping `json:"gidMappings"`
 	CgroupsPath string                 `json:"cgroupsPath"`
 	MountLabel  string                 `json:"mountLabel"`
+	Sysctl      map[string]string      `json:"sysctl"`
 }
 
 // LoadSpec reads the specification of the bundle. Root.Path comes back absolute.

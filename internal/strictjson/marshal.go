@@ -9,8 +9,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Marshal encodes what Unmarshal decodes: a struct, its members in the order of its fields, on one line. A field with the
-// option omitempty is left out when it has its zero value or no elements.
+// Marshal encodes what Unmarshal decodes, but for maps: a struct, its members in the order of its fields, on one line. A field with
+// the option omitempty is left out when it has its zero value or no elements.
 func Marshal(v any) ([]byte, error) { return encode(nil, reflect.ValueOf(v)) }
 
 func encode(b []byte, v reflect.Value) ([]byte, error) {

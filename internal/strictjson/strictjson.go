@@ -23,8 +23,8 @@ import (
 var ErrCase = errors.New("member name in the wrong case")
 
 // Unmarshal decodes data, which has to be one JSON object, into the struct that v points to. Its fields have tags as for
-// encoding/json/v2 and are strings, integers, booleans, structs, pointers to or slices of those. Unknown members are left out,
-// or kept in a field of type jsontext.Value with the option embed.
+// encoding/json/v2 and are strings, integers, booleans, structs, or pointers to, slices of and maps with strings as keys to those.
+// Unknown members are left out, or kept in a field of type jsontext.Value with the option embed.
 func Unmarshal(data []byte, v any) error {
 	dec := jsontext.NewDecoder(bytes.NewBuffer(data)) // reads a Buffer in place
 	if kind := dec.PeekKind(); kind != jsontext.KindBeginObject {
@@ -51,6 +51,8 @@ func decode(dec *jsontext.Decoder, v reflect.Value) error {
 	switch kind := dec.PeekKind(); {
 	case kind == jsontext.KindBeginObject && v.Kind() == reflect.Struct:
 		return decodeObject(dec, v)
+	case kind == jsontext.KindBeginObject && v.Kind() == reflect.Map:
+		return decodeMap(dec, v)
 	case kind == jsontext.KindBeginArray && v.Kind() == reflect.Slice:
 		return decodeArray(dec, v)
 	}
@@ -75,7 +77,8 @@ func decode(dec *jsontext.Decoder, v reflect.Value) error {
 		v.SetUint(n)
 	case (kind == jsontext.KindTrue || kind == jsontext.KindFalse) && v.Kind() == reflect.Bool:
 		v.SetBool(kind == jsontext.KindTrue)
-	case kind == jsontext.KindNull && (v.Kind() == reflect.Slice || v.Kind() == reflect.Struct || v.Kind() == reflect.Pointer):
+	case kind == jsontext.KindNull && (v.Kind() == reflect.Slice || v.Kind() == reflect.Map || v.Kind() == reflect.Struct ||
+		v.Kind() == reflect.Pointer):
 	default:
 		return fmt.Errorf("%s: %v where a %v should be", dec.StackPointer(), kind, v.Kind())
 	}
@@ -98,6 +101,26 @@ func decodeArray(dec *jsontext.Decoder, v reflect.Value) error {
 				return err
 			}
 		}
+	}
+}
+
+// decodeMap takes members of any name; the parser refuses one that comes twice.
+func decodeMap(dec *jsontext.Decoder, v reflect.Value) error {
+	if _, err := dec.ReadToken(); err != nil {
+		return err
+	}
+	v.Set(reflect.MakeMap(v.Type()))
+	for {
+		token, err := dec.ReadToken()
+		if err != nil || token.Kind() == jsontext.KindEndObject {
+			return err
+		}
+		name := reflect.ValueOf(token.String()).Convert(v.Type().Key())
+		value := reflect.New(v.Type().Elem()).Elem()
+		if err := decode(dec, value); err != nil {
+			return err
+		}
+		v.SetMapIndex(name, value)
 	}
 }
 

@@ -17,6 +17,11 @@ type outer struct {
 	Size  uint32  `json:"size"`
 }
 
+type mapped struct {
+	Text map[string]string `json:"text"`
+	Size map[string]int8   `json:"size"`
+}
+
 type inner struct {
 	Major   int64          `json:"Major"`
 	Unknown jsontext.Value `json:",embed"`
@@ -30,6 +35,30 @@ func TestUnmarshal(t *testing.T) {
 	unknown := jsontext.Value(`{"new":{"Name":1},"x\"y":[ 1 ]}`)
 	require.Equal(t, outer{Name: "ä\n", Inner: []inner{{Major: 8, Unknown: unknown}, {}}, One: inner{Major: -1}, Size: 7}, v)
 	require.NoError(t, Unmarshal([]byte(`{"inner":null,"one":null}`), &v))
+}
+
+// Names are those of a map, and its alone: also ones that are equal but for their case.
+func TestUnmarshalMap(t *testing.T) {
+	t.Parallel()
+	for data, want := range map[string]mapped{
+		`{}`:            {},
+		`{"text":null}`: {},
+		`{"text":{}}`:   {Text: map[string]string{}},
+		`{"text":{"a":"1","A":"2","":"ä\t","text":""},"size":{"x":-3}}`: {
+			Text: map[string]string{"a": "1", "A": "2", "": "ä\t", "text": ""}, Size: map[string]int8{"x": -3},
+		},
+	} {
+		var got mapped
+		require.NoError(t, Unmarshal([]byte(data), &got), data)
+		require.Equal(t, want, got, data)
+	}
+	for _, data := range []string{
+		`{"text":[]}`, `{"text":"a"}`, `{"text":{"a":1}}`, `{"text":{"a":null}}`, `{"text":{"a":"1","a":"1"}}`, `{"text":{"a":{}}}`,
+		`{"size":{"a":128}}`, `{"Text":{}}`, `{"text":{"a":"1"`, `{"text":{"a\ud800":"1"}}`,
+	} {
+		var got mapped
+		require.Error(t, Unmarshal([]byte(data), &got), data)
+	}
 }
 
 type whole struct {
@@ -111,7 +140,13 @@ func TestUnmarshalRefuses(t *testing.T) {
 func FuzzUnmarshal(f *testing.F) {
 	f.Add([]byte(`{"name":"a","inner":[{"Major":8,"new":{"Name":1}}],"one":{"Major":1},"size":7,"x":null}`))
 	f.Add([]byte(`{"inner":null,"one":{"a":1,"b":"\u00e4"}}`))
+	f.Add([]byte(`{"text":{"a":"1","A":"\u00e4"},"size":{"b":-1}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		var maps, wantMaps mapped
+		if Unmarshal(data, &maps) == nil {
+			require.NoError(t, json.Unmarshal(data, &wantMaps), "%s", data)
+			require.Equal(t, wantMaps, maps, "%s", data)
+		}
 		var got, want outer
 		if Unmarshal(data, &got) != nil {
 			return

@@ -20,8 +20,8 @@ import (
 // MapBase is the host's id of the root user of a Container with a user namespace.
 const MapBase = 100000
 
-// Container is what a runtime has made when it calls a hook before pivot_root: a process that waits in mount, network and perhaps
-// user namespaces of its own, with the root file system mounted on itself, and a tmpfs that it has mounted on /dev.
+// Container is what a runtime has made when it calls a hook before pivot_root: a process that waits in mount, network, IPC and
+// perhaps user namespaces of its own, with the root file system mounted on itself, and a tmpfs that it has mounted on /dev.
 type Container struct {
 	Pid    int
 	Root   string // directory on the host
@@ -29,6 +29,7 @@ type Container struct {
 	ID     string
 	UserNS bool
 	Cgroup string // directory of its version 1 devices cgroup
+	IO     string // and of its blkio one, "" on a host without
 
 	HostNetwork bool // the next Start leaves it in the network namespace of the test
 
@@ -38,8 +39,11 @@ type Container struct {
 
 var containers atomic.Int32
 
-// devicesRoot is where machines with cgroup v1 have the devices controller.
-const devicesRoot = "/sys/fs/cgroup/devices"
+// Where machines with cgroup v1 have the controllers.
+const (
+	devicesRoot = "/sys/fs/cgroup/devices"
+	ioRoot      = "/sys/fs/cgroup/blkio"
+)
 
 // NewContainer makes a container and its bundle; all of it is gone at the end of the test.
 func NewContainer(tb testing.TB, userns bool) *Container {
@@ -68,13 +72,20 @@ func NewContainer(tb testing.TB, userns bool) *Container {
 	}
 	spec := `{"ociVersion":"1.0.2","root":{"path":"rootfs"},"linux":` + linux + `}}`
 	require.NoError(tb, os.WriteFile(filepath.Join(c.Bundle, "config.json"), []byte(spec), 0o600))
-	require.NoError(tb, os.Mkdir(c.Cgroup, 0o755))
-	tb.Cleanup(func() {
-		c.Stop()
-		if err := os.Remove(c.Cgroup); err != nil {
-			tb.Error(err)
-		}
-	})
+	cgroups := []string{c.Cgroup}
+	if _, err := os.Stat(ioRoot); err == nil {
+		c.IO = filepath.Join(ioRoot, id)
+		cgroups = append(cgroups, c.IO)
+	}
+	for _, cgroup := range cgroups {
+		require.NoError(tb, os.Mkdir(cgroup, 0o755))
+		tb.Cleanup(func() {
+			c.Stop()
+			if err := os.Remove(cgroup); err != nil {
+				tb.Error(err)
+			}
+		})
+	}
 	c.put("devices.deny", "a")
 	for _, rule := range []string{"c *:* m", "b *:* m", "c 1:3 rwm"} {
 		c.put("devices.allow", rule)
@@ -100,7 +111,7 @@ func (c *Container) Start() {
 	cmd := exec.Command("/bin/sh", "-c", script, c.Root)
 	cmd.Stderr = os.Stderr
 	// No Pdeathsig: it follows the thread that starts the process, and package mountns ends threads.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWIPC}
 	if !c.HostNetwork {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
 	}
@@ -121,6 +132,9 @@ func (c *Container) Start() {
 	require.Equal(c.tb, "ready\n", line)
 	c.cmd, c.Pid = cmd, cmd.Process.Pid
 	c.put("cgroup.procs", fmt.Sprint(c.Pid))
+	if c.IO != "" {
+		require.NoError(c.tb, os.WriteFile(c.IO+"/cgroup.procs", []byte(fmt.Sprint(c.Pid)), 0))
+	}
 }
 
 // Stop kills the container's process and waits for its end.

@@ -17,9 +17,9 @@ import (
 	"isula.org/syscontainer-hooks/internal/kernel"
 )
 
-// ErrCgroupV2 is the cause when only a program attached to a version 2 cgroup governs the container's devices.
-var ErrCgroupV2 = errors.New("a cgroup v2 filter governs the container's devices, which is not supported yet; " +
-	"use the cgroup v1 devices controller or remove the devices from the record")
+// ErrCgroupV2 is the cause when only a version 2 cgroup governs the container's devices or I/O.
+var ErrCgroupV2 = errors.New("a version 2 cgroup governs the container's devices or I/O, which is not supported yet; " +
+	"use the cgroup v1 controllers devices and blkio, or remove the devices and I/O limits from the record")
 
 // Access is what a container may do with a device: a set of Read, Write and Mknod.
 type Access uint8
@@ -86,17 +86,25 @@ type Cgroup struct{ dir *os.File }
 
 // OpenCgroup takes the handle of a container's cgroup directory, which stays the caller's. A version 2 cgroup is ErrCgroupV2.
 func OpenCgroup(dir *os.File) (*Cgroup, error) {
+	if err := checkCgroup(dir); err != nil {
+		return nil, err
+	}
+	return &Cgroup{dir}, nil
+}
+
+// checkCgroup makes sure that dir is on a file system of version 1 cgroups.
+func checkCgroup(dir *os.File) error {
 	var statfs unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &statfs); err != nil {
-		return nil, &fs.PathError{Op: "statfs", Path: dir.Name(), Err: err}
+	if err := kernel.Do(func() error { return unix.Fstatfs(int(dir.Fd()), &statfs) }); err != nil {
+		return &fs.PathError{Op: "statfs", Path: dir.Name(), Err: err}
 	}
 	switch statfs.Type {
 	case unix.CGROUP_SUPER_MAGIC:
-		return &Cgroup{dir}, nil
+		return nil
 	case unix.CGROUP2_SUPER_MAGIC:
-		return nil, ErrCgroupV2
+		return ErrCgroupV2
 	default:
-		return nil, fmt.Errorf("%s is no cgroup (file system magic %#x)", dir.Name(), statfs.Type)
+		return fmt.Errorf("%s is no cgroup (file system magic %#x)", dir.Name(), statfs.Type)
 	}
 }
 

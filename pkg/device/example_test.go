@@ -3,6 +3,7 @@
 package device_test
 
 import (
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -55,5 +56,40 @@ func ExampleContainer_Create() {
 	})
 	if err != nil {
 		log.Fatal(err)
+	}
+}
+
+// Let a running container read no more than 10 MB a second from a disk.
+func ExampleIOCgroup_Set() {
+	host, err := device.Lookup("/dev/disk/by-id/data")
+	if err != nil {
+		log.Fatal(err)
+	}
+	limit, err := host.Limit(device.ReadBPS, 10_000_000)
+	if err != nil {
+		log.Fatal(err)
+	}
+	dir, err := os.Open("/sys/fs/cgroup/blkio/isulad/1f2e3d4c")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer dir.Close()
+	cgroup, err := device.OpenIOCgroup(dir)
+	if err != nil {
+		log.Fatal(err)
+	}
+	changes, err := cgroup.Plan([]device.Limit{limit})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := cgroup.Set(changes); err != nil {
+		log.Fatal(errors.Join(err, cgroup.Reset(changes)))
+	}
+	limits, err := cgroup.Limits()
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, limit := range limits {
+		fmt.Println(limit.Kind, limit.Major, limit.Minor, limit.Value)
 	}
 }

@@ -21,6 +21,9 @@ const (
 	MaxInterfaces = 128
 	maxEntries    = 4096    // of any other list
 	maxSize       = 1 << 20 // bytes of JSON
+
+	maxIOPS = 1<<32 - 2 // the kernel has 32 bits, and the largest number stands for no limit
+	maxBPS  = 1<<64 - 2 // it has 64
 )
 
 // Record is what was added to a container, in the order in which it was added.
@@ -182,10 +185,10 @@ func (r *Record) Validate() error {
 		list     []Limit
 		min, max uint64
 	}{
-		{"readIops", r.ReadIOPS, 0, 1<<64 - 1},
-		{"writeIops", r.WriteIOPS, 0, 1<<64 - 1},
-		{"readBps", r.ReadBPS, 0, 1<<64 - 1},
-		{"writeBps", r.WriteBPS, 0, 1<<64 - 1},
+		{"readIops", r.ReadIOPS, 0, maxIOPS},
+		{"writeIops", r.WriteIOPS, 0, maxIOPS},
+		{"readBps", r.ReadBPS, 0, maxBPS},
+		{"writeBps", r.WriteBPS, 0, maxBPS},
 		{"blkioWeight", r.Weights, 10, 1000},
 	} {
 		validate := func(l Limit) error { return l.validate(limits.min, limits.max) }
