@@ -1,7 +1,8 @@
 //go:build linux
 
 // Command demo shows what the hook does, on a host of its own and with a real runtime: a container gets a record of a device,
-// two directories, a network interface and a route, is restarted, and has them. Nothing of it stays on the machine.
+// two directories, a disk with a limit, a network interface and a route, is restarted, and has them. Nothing of it stays on the
+// machine.
 package main
 
 import (

@@ -65,11 +65,10 @@ func BuiltTools() (Tools, error) {
 	if err != nil {
 		return Tools{}, err
 	}
-	built.dir = dir
 	t, err := BuildTools(dir)
 	if err != nil {
-		return Tools{}, err
+		return Tools{}, errors.Join(err, os.RemoveAll(dir))
 	}
-	built.Tools = t
+	built.dir, built.Tools = dir, t
 	return t, nil
 }

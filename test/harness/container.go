@@ -25,6 +25,7 @@ import (
 type Config struct {
 	Runtime           *Runtime
 	Tools             Tools             // default: built once for the process
+	ID                string            // default: one of its own
 	UserNS            bool              // ids 0.. are MapBase.. on the host
 	Stage             string            // prestart or createRuntime: the hook is called there, and at poststop
 	NoPoststop        bool              // the hook is not called at poststop
@@ -51,6 +52,9 @@ var containers atomic.Int32
 func New(tb TB, cfg Config) *Container {
 	tb.Helper()
 	c := &Container{tb: tb, cfg: cfg, Tools: cfg.Tools, ID: fmt.Sprintf("hooktest-%d-%d", os.Getpid(), containers.Add(1))}
+	if cfg.ID != "" {
+		c.ID = cfg.ID
+	}
 	if c.Tools == (Tools{}) {
 		var err error
 		c.Tools, err = BuiltTools()
@@ -294,18 +298,24 @@ func (c *Container) HostPath(path string) string {
 // AllowedDevices is the list of the container's v1 devices cgroup, one "b 7:0 r" each.
 func (c *Container) AllowedDevices() []string {
 	c.tb.Helper()
+	return c.CgroupFile("devices", "devices.list")
+}
+
+// CgroupFile has the lines of a file in the container's cgroup of a v1 controller.
+func (c *Container) CgroupFile(controller, name string) []string {
+	c.tb.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.Pid))
 	Fatal(c.tb, err, "cgroup")
 	for line := range strings.Lines(string(text)) {
-		_, group, ok := strings.Cut(strings.TrimSpace(line), ":devices:")
+		_, group, ok := strings.Cut(strings.TrimSpace(line), ":"+controller+":")
 		if !ok {
 			continue
 		}
-		list, err := os.ReadFile(filepath.Join(cgroupDir, "devices", group, "devices.list"))
-		Fatal(c.tb, err, "devices cgroup")
-		return strings.Split(strings.TrimSpace(string(list)), "\n")
+		list, err := os.ReadFile(filepath.Join(cgroupDir, controller, group, name))
+		Fatal(c.tb, err, controller+" cgroup")
+		return strings.FieldsFunc(string(list), func(r rune) bool { return r == '\n' })
 	}
-	Fatal(c.tb, fmt.Errorf("process %d is in no v1 devices cgroup", c.Pid), "devices cgroup")
+	Fatal(c.tb, fmt.Errorf("process %d is in no v1 %s cgroup", c.Pid, controller), controller+" cgroup")
 	return nil
 }
 

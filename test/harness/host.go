@@ -84,6 +84,7 @@ type Left struct {
 	Nodes    []string       // owner and mode of host devices
 	Links    []nettool.Link // interfaces of the host, without their numbers
 	Routes   []string
+	Rules    []string // what udev is told for containers
 }
 
 // Left lists it.
@@ -107,6 +108,7 @@ func (c *Container) Left() Left {
 	for _, node := range []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/loop-control"} {
 		l.Nodes = append(l.Nodes, node+" "+describe(c.tb, node))
 	}
+	l.Rules = UdevRules(c.tb)
 	l.Links, l.Routes = HostLinks(c.tb), hostRoutes(c.tb)
 	for i := range l.Links {
 		l.Links[i].Index, l.Links[i].Peer = 0, 0
@@ -120,6 +122,26 @@ func HostLinks(tb TB) []nettool.Link {
 	links, err := nettool.Links()
 	Fatal(tb, err, "interfaces of the host")
 	return links
+}
+
+// RulesFile has the udev rules of all containers.
+const RulesFile = "/etc/udev/rules.d/99-syscontainer-tools.rules"
+
+// UdevRules are its lines but for comments, none when it is not there.
+func UdevRules(tb TB) []string {
+	tb.Helper()
+	text, err := os.ReadFile(RulesFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	Fatal(tb, err, "udev rules")
+	var rules []string
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSuffix(line, "\n"); line != "" && line[0] != '#' {
+			rules = append(rules, line)
+		}
+	}
+	return rules
 }
 
 func hostRoutes(tb TB) []string {
@@ -159,40 +181,4 @@ func describe(tb TB, path string) string {
 	}
 	Fatal(tb, err, "stat "+path)
 	return fmt.Sprintf("%06o %d:%d %d:%d", st.Mode, st.Uid, st.Gid, unix.Major(st.Rdev), unix.Minor(st.Rdev))
-}
-
-// LoopDevice makes a loop device that has the text as its first bytes, and skips the test where the kernel has none.
-func LoopDevice(t Skipper, text string) string {
-	t.Helper()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		Skip(t, "needs loop devices: "+err.Error())
-	}
-	defer control.Close()
-	file, err := os.OpenFile(filepath.Join(TempDir(t), "image"), os.O_RDWR|os.O_CREATE, 0o600)
-	Fatal(t, err, "image of the loop device")
-	defer file.Close()
-	_, err = file.WriteString(text)
-	Fatal(t, err, "image of the loop device")
-	Fatal(t, file.Truncate(1<<20), "image of the loop device")
-	for range 16 { // another process may take the free number first
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		Fatal(t, err, "free loop device")
-		path := fmt.Sprintf("/dev/loop%d", n)
-		loop, err := os.OpenFile(path, os.O_RDWR, 0)
-		Fatal(t, err, "open loop device")
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{Fd: uint32(file.Fd())})
-		if errors.Is(err, unix.EBUSY) {
-			loop.Close()
-			continue
-		}
-		Fatal(t, err, "configure loop device")
-		t.Cleanup(func() {
-			Fatal(t, unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0), "release loop device")
-			Fatal(t, loop.Close(), "close loop device")
-		})
-		return path
-	}
-	Fatal(t, unix.EBUSY, "free loop device")
-	return ""
 }

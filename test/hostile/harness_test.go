@@ -4,6 +4,7 @@ package hostile
 
 import (
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -34,6 +35,7 @@ func checkContainer(t *testing.T, v variant) {
 	group, err := os.ReadFile("/proc/" + pidText(w) + "/cgroup")
 	require.NoError(t, err)
 	require.Contains(t, string(group), "devices:/"+w.cgroup+"\n")
+	require.Contains(t, string(group), "blkio:/"+w.cgroup+"\n")
 	require.ElementsMatch(t, []string{"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:8 rwm", "c 5:0 rwm"}, w.permissions())
 	require.Len(t, w.mountsAt("/"), 1, "the root is a mount point")
 	if v.shared {
@@ -106,6 +108,7 @@ func checkAssertions(t *testing.T) {
 		"mode":            func() { w.sh("chmod 600 $RF/etc/passwd") },
 		"permission":      func() { w.put("devices.allow", "c 1:5 r") },
 		"temporary file":  func() { w.write(w.bundle+"/.tmp", "") },
+		"I/O limit":       func() { w.limit("read_bps", "1000") },
 	} {
 		before := w.clean()
 		require.Empty(t, diff(before, w.clean()), "a snapshot is stable")
@@ -142,4 +145,10 @@ func TestGoodRecord(t *testing.T) {
 		variant{name: "user+pivot", user: true, pivot: true}) {
 		t.Run(v.name, func(t *testing.T) { good.play(t, v) })
 	}
+}
+
+// execSh runs a script on the host that belongs to no container.
+func execSh(script string) (string, error) {
+	out, err := exec.Command("/bin/sh", "-ec", script).CombinedOutput()
+	return string(out), err
 }

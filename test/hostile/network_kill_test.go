@@ -3,11 +3,9 @@
 package hostile
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,20 +17,71 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netCalls are the system calls by which interfaces, routes and handles change, and by which the hook notes it.
-var netCalls = []string{
+// changeCalls are the system calls by which something changes, and by which the hook notes it.
+var changeCalls = []string{
 	"sendto", "sendmsg", "mount", "move_mount", "open_tree", "umount2", "unshare", "setns", "mkdirat", "unlinkat", "write", "socket",
-	"ioctl", "openat", "fchmod", "fchown", "ftruncate",
+	"ioctl", "openat", "fchmod", "fchown", "ftruncate", "mknodat", "fchownat", "fchmodat", "renameat", "flock", "fsync", "clone",
 }
 
-// netPoints runs a prestart and a poststop, and lists where either can be killed.
-func netPoints(t *testing.T, stage string) []point {
-	w := newWorld(t, variant{net: true, oneCPU: true})
+// fullRecord is a record with all there is.
+func fullRecord(w *world) any {
+	d := hostDisk(w.t)
+	record := netRecord(w).(object)
+	record["deviceToAdd"] = []object{zero("/dev/sub/zero"), d.entry("/dev/sdx")}
+	record["bindToAdd"] = []string{w.src + "/d:/mnt/d:rw,rslave", w.src + "/f:/mnt/f:ro"}
+	for i, list := range limitLists[:4] {
+		record[list] = []object{d.limit(strconv.Itoa(1000 + i))}
+	}
+	return record
+}
+
+// fullWorld is a container with such a record, with sysctls, and with a limit that the runtime has set.
+func fullWorld(t *testing.T, v variant) *world {
+	w := newWorld(t, v)
 	w.hostSh(netHost)
-	w.record(netRecord(w))
+	w.linux()["sysctl"] = map[string]string{"net.ipv4.ip_unprivileged_port_start": "77", "net.ipv4.conf.c0.rp_filter": "2"}
+	w.writeConfig()
+	w.limit("write_bps", "5000")
+	w.record(fullRecord(w))
+	return w
+}
+
+func fullInside(w *world) {
+	w.t.Helper()
+	netInside(w)
+	d := hostDisk(w.t)
+	w.hasNode("/dev/sub/zero", 1, 5, 0o666)
+	hasRule("/dev/sdx")(w)
+	w.hasText("/mnt/d/marker", "marker of the source\n")
+	w.hasText("/mnt/f", "content of the source\n")
+	w.hasLimits(d.line("read_iops", "1000"), d.line("write_iops", "1001"), d.line("read_bps", "1002"), d.line("write_bps", "1003"))
+	if w.v.user { // for others it is the runtime's work
+		require.Equal(w.t, "77\n2\n", w.in("sh", "cd /proc/sys/net/ipv4; cat ip_unprivileged_port_start conf/c0/rp_filter"))
+	}
+}
+
+// beginFull is begin for containers with such a record.
+func beginFull(t *testing.T) {
+	t.Helper()
+	prepareRules(t)
+	beginNet(t)
+	w := fullWorld(t, variant{net: true, user: true})
+	w.start()
+	host := w.host(true)
+	res := w.prestart()
+	require.Zero(t, res.code, "a good record: %s", res)
+	fullInside(w)
+	require.Zero(t, w.poststop().code)
+	w.sameHost(host, "HOST")
+	w.remove()
+}
+
+// changePoints runs a prestart and a poststop, and lists where either can be killed.
+func changePoints(t *testing.T, stage string) []point {
+	w := fullWorld(t, variant{net: true, oneCPU: true, user: true})
 	w.start()
 	file := w.dir + "/trace"
-	tracer := []string{"/usr/bin/strace", "-f", "-o", file, "-e", "trace=" + strings.Join(netCalls, ",")}
+	tracer := []string{"/usr/bin/strace", "-f", "-o", file, "-e", "trace=" + strings.Join(changeCalls, ",")}
 	traced := run{wrap: tracer, limit: 30 * time.Second}
 	if stage == "poststop" {
 		require.Zero(t, w.prestart().code)
@@ -46,60 +95,25 @@ func netPoints(t *testing.T, stage string) []point {
 	b, err := os.ReadFile(file)
 	require.NoError(t, err)
 	w.remove()
-	line := regexp.MustCompile(`^(\d+) +(\w+)\(`)
-	seen := map[string]int{}
-	var points []point
-	for l := range bytes.SplitSeq(b, []byte("\n")) {
-		m := line.FindSubmatch(l)
-		if m == nil {
-			continue
-		}
-		key := string(m[1]) + " " + string(m[2])
-		seen[key]++
-		if p := (point{string(m[2]), seen[key]}); !slices.Contains(points, p) {
-			points = append(points, p)
-		}
-	}
-	require.NotEmpty(t, points, "the trace shows nothing")
-	return points
+	return tracePoints(t, b)
 }
 
-// TestNetworkKilled is NET-10: SIGKILL at each system call that changes something. Whatever comes next, poststop or another
-// prestart, finds all interfaces; they come home with name and MAC address.
-func TestNetworkKilled(t *testing.T) {
-	beginNet(t)
+// TestKilled is CON-01, and NET-10: SIGKILL at system calls that change something, evenly spread over the run. Whatever comes
+// next, poststop or another prestart, finds all; interfaces come home with name and MAC address.
+func TestKilled(t *testing.T) {
+	beginFull(t)
 	for _, stage := range []string{"prestart", "poststop"} {
-		points := netPoints(t, stage)
+		points := changePoints(t, stage)
 		step := 1
-		if limit := 40; !full() && len(points) > limit {
+		if limit := 60; !full() && len(points) > limit {
 			step = (len(points) + limit - 1) / limit
 		}
 		// Another part of the points each time, and all of them before long.
 		first, killed := rand.IntN(step), 0
 		t.Logf("%d points in %s, each %d-th from %d", len(points), stage, step, first)
 		for i := first; i < len(points); i += step {
-			t.Run("NET-10/"+stage+"-"+points[i].call+"-"+strconv.Itoa(points[i].n), func(t *testing.T) {
-				p := points[i]
-				if killedNet(t, stage, i/step, run{limit: 30 * time.Second, wrap: []string{
-					"/usr/bin/strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + p.call,
-					"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", p.call, p.n),
-				}}, 0) {
-					killed++
-				}
-			})
-		}
-		require.Positive(t, killed, "no run was killed")
-	}
-}
-
-// TestNetworkKilledAnytime is the same without a tracer, which slows some things down and others not.
-func TestNetworkKilledAnytime(t *testing.T) {
-	beginNet(t)
-	for _, stage := range []string{"prestart", "poststop"} {
-		killed := 0
-		for i := range scaled(30, 600) {
-			t.Run(fmt.Sprintf("NET-10/%s-at-random-%d", stage, i), func(t *testing.T) {
-				if killedNet(t, stage, i, run{}, time.Microsecond+rand.N(100*time.Millisecond)) {
+			t.Run("CON-01/"+stage+"-"+points[i].call+"-"+strconv.Itoa(points[i].n), func(t *testing.T) {
+				if killedFull(t, stage, i/step, run{limit: 30 * time.Second, wrap: points[i].kill()}, 0) {
 					killed++
 				}
 			})
@@ -109,12 +123,27 @@ func TestNetworkKilledAnytime(t *testing.T) {
 	}
 }
 
-// killedNet kills one run. What comes after it is one of: poststop of the dead or the living container, another prestart of the
+// TestKilledAnytime is the same without a tracer, which slows some things down and others not.
+func TestKilledAnytime(t *testing.T) {
+	beginFull(t)
+	for _, stage := range []string{"prestart", "poststop"} {
+		killed := 0
+		for i := range scaled(30, 600) {
+			t.Run(fmt.Sprintf("CON-01/%s-at-random-%d", stage, i), func(t *testing.T) {
+				if killedFull(t, stage, i, run{}, time.Microsecond+rand.N(100*time.Millisecond)) {
+					killed++
+				}
+			})
+		}
+		t.Logf("%d runs of %s were killed", killed, stage)
+		require.Positive(t, killed, "no run was killed")
+	}
+}
+
+// killedFull kills one run. What comes after it is one of: poststop of the dead or the living container, another prestart of the
 // same container, or of a new one.
-func killedNet(t *testing.T, stage string, i int, how run, after time.Duration) bool {
-	w := newWorld(t, variant{net: true, oneCPU: len(how.wrap) > 0, user: i%3 == 1})
-	w.hostSh(netHost)
-	w.record(netRecord(w))
+func killedFull(t *testing.T, stage string, i int, how run, after time.Duration) bool {
+	w := fullWorld(t, variant{net: true, oneCPU: len(how.wrap) > 0, user: i%3 != 0})
 	w.start()
 	host := w.host(true)
 	if stage == "poststop" {
@@ -156,7 +185,7 @@ func (w *world) again(stage string) {
 	}
 	res := w.prestart()
 	require.Zero(w.t, res.code, "the next prestart: %s", res)
-	netInside(w)
+	fullInside(w)
 }
 
 // TestNetworkSignals is CON-06 for interfaces: a signal at any time means take back and fail.

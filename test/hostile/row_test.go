@@ -3,9 +3,13 @@
 package hostile
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"path"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -295,5 +299,48 @@ func seesNoCanary(w *world) {
 	for _, m := range w.mounts() {
 		require.False(w.t, m.root == hd || strings.HasPrefix(m.root, hd+"/"), "a mount shows the host: %s", m.line)
 		require.False(w.t, m.point == w.hd || strings.HasPrefix(m.point, w.hd+"/"), "a mount on the host directory: %s", m.line)
+	}
+}
+
+// tracePoints lists where a run that strace(1) has noted can be killed: each call once, from the first that names one of the
+// marks to the last; without marks all of them.
+func tracePoints(t *testing.T, trace []byte, marks ...string) []point {
+	t.Helper()
+	seen := map[string]int{}
+	var points []point
+	first, last := -1, -1
+	for line := range bytes.SplitSeq(trace, []byte("\n")) {
+		m := tracedCall.FindSubmatch(line)
+		if m == nil {
+			continue
+		}
+		key := string(m[1]) + " " + string(m[2])
+		seen[key]++
+		points = append(points, point{string(m[2]), seen[key]})
+		named := func(mark string) bool { return bytes.Contains(line, []byte(mark)) }
+		if len(marks) == 0 || slices.ContainsFunc(marks, named) {
+			if first < 0 {
+				first = len(points) - 1
+			}
+			last = len(points) - 1
+		}
+	}
+	require.GreaterOrEqual(t, first, 0, "the trace has nothing of it:\n%s", trace)
+	var unique []point
+	for _, p := range points[first : last+1] {
+		if !slices.Contains(unique, p) {
+			unique = append(unique, p)
+		}
+	}
+	return unique
+}
+
+var tracedCall = regexp.MustCompile(`^(\d+) +(\w+)\(`)
+
+// kill is what starts the hook so that it is killed there.
+func (p point) kill() []string {
+	return []string{
+		"/usr/bin/strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + p.call,
+		"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", p.call, p.n),
 	}
 }

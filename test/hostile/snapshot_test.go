@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -183,7 +184,7 @@ func mountTable(name string, all []mountLine) snapshot {
 // left out on demand.
 func (w *world) host(withOwn bool) snapshot {
 	w.t.Helper()
-	all := merge(hostTrees(w.t), mountTable("host mount", hostMounts(w.t)))
+	all := merge(hostTrees(w.t), mountTable("host mount", hostMounts(w.t)), w.limits())
 	files := []string{"/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe"}
 	if w.v.net {
 		all = merge(all, w.hostNet()) // the counters of the file below change by themselves once an interface is up
@@ -200,11 +201,11 @@ func (w *world) host(withOwn bool) snapshot {
 	return all
 }
 
-// others leaves out what a started container changes on the host: lines that name it, and its interfaces.
+// others leaves out what a started container changes on the host: lines that name it, its interfaces and rules.
 func (w *world) others(all snapshot) snapshot {
 	rest := snapshot{}
 	for k, v := range all {
-		if !strings.Contains(k, w.id) && !w.ownLink(k) {
+		if !strings.Contains(k, w.id) && !w.ownLink(k) && !w.ownRule(k) {
 			rest[k] = v
 		}
 	}
@@ -241,6 +242,53 @@ func hostTrees(tb testing.TB) snapshot {
 			all = merge(all, tree(tb, d, d, true))
 		}
 	}
+	return merge(all, ruleLines(tb, all))
+}
+
+// ruleLines describes the file of all containers' udev rules by its lines, which the hook changes, and drops from all what
+// changes with them.
+func ruleLines(tb testing.TB, all snapshot) snapshot {
+	tb.Helper()
+	st, err := os.Lstat(rulesFile)
+	if err != nil || !st.Mode().IsRegular() || st.Size() > 16<<20 {
+		return nil
+	}
+	all[filepath.Dir(rulesFile)] = describe(tb, filepath.Dir(rulesFile), false)
+	all[rulesFile] = fmt.Sprint(st.Mode(), st.Sys().(*syscall.Stat_t).Uid)
+	b, err := os.ReadFile(rulesFile)
+	require.NoError(tb, err)
+	lines := snapshot{}
+	for line := range strings.Lines(string(b)) {
+		lines[ruleKey+line] += "x" // one for each time
+	}
+	return lines
+}
+
+const ruleKey = "udev rule "
+
+// ownRule says whether a line of a snapshot is a udev rule of the container's.
+func (w *world) ownRule(key string) bool {
+	return strings.HasPrefix(key, ruleKey) && strings.Contains(key, " "+w.ruleID()+" $name ")
+}
+
+// limits are the I/O limits of the container's cgroup.
+func (w *world) limits() snapshot {
+	w.t.Helper()
+	all := snapshot{}
+	for _, name := range limitFiles {
+		file := filepath.Join(w.ioDir(), name)
+		if st, err := os.Lstat(file); err != nil || !st.Mode().IsRegular() {
+			continue // of a row that has something else there
+		}
+		b, err := os.ReadFile(file)
+		require.NoError(w.t, err)
+		for line := range strings.Lines(string(b)) {
+			if strings.HasPrefix(line, "default ") {
+				continue // every cgroup has it
+			}
+			all["limit of "+w.id+": "+name+" "+strings.TrimSpace(line)] = ""
+		}
+	}
 	return all
 }
 
@@ -270,7 +318,8 @@ func leftovers(tb testing.TB) snapshot {
 	for _, m := range hostMounts(tb) {
 		all["mount "+m.point+" "+m.fstype] = ""
 	}
-	for _, pattern := range []string{devicesRoot + fmt.Sprintf("/hostile-%d-*", os.Getpid()), base + "/*"} {
+	cgroups := fmt.Sprintf("/hostile-%d-*", os.Getpid())
+	for _, pattern := range []string{devicesRoot + cgroups, ioRoot + cgroups, base + "/*"} {
 		found, err := filepath.Glob(pattern)
 		require.NoError(tb, err)
 		for _, f := range found {

@@ -87,6 +87,7 @@ func newWorld(t testing.TB, v variant) *world {
 	w.config = w.goodConfig()
 	w.writeConfig()
 	require.NoError(t, os.Mkdir(w.cgroupDir(), 0o755))
+	require.NoError(t, os.Mkdir(w.ioDir(), 0o755))
 	w.put("devices.deny", "a")
 	for _, rule := range []string{"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:8 rwm", "c 5:0 rwm"} {
 		w.put("devices.allow", rule)
@@ -96,6 +97,9 @@ func newWorld(t testing.TB, v variant) *world {
 }
 
 func (w *world) cgroupDir() string { return filepath.Join(devicesRoot, w.cgroup) }
+
+// ioDir is the container's cgroup that limits I/O.
+func (w *world) ioDir() string { return filepath.Join(ioRoot, w.cgroup) }
 
 func (w *world) put(file, line string) {
 	w.t.Helper()
@@ -206,6 +210,7 @@ func (w *world) startMapped(hostID int) {
 	w.stdin, w.reply, w.close = json.NewEncoder(in), json.NewDecoder(out), in.Close
 	go func(gone chan struct{}) { _ = cmd.Wait(); close(gone) }(w.gone)
 	w.put("cgroup.procs", fmt.Sprint(w.pid))
+	require.NoError(w.t, os.WriteFile(w.ioDir()+"/cgroup.procs", []byte(fmt.Sprint(w.pid)), 0))
 	rs, err := w.ask(request{Op: "setup", Conf: helperConf{
 		RF: w.rf, HD: w.hd, Tmpfs: w.v.tmpfs, Pivot: w.v.pivot, Shared: w.v.shared,
 	}})
@@ -312,16 +317,18 @@ func (w *world) remove() {
 		}
 	}
 	deadline := time.Now().Add(5 * time.Second)
-	for {
-		err := unix.Rmdir(w.cgroupDir())
-		if err == nil || errors.Is(err, unix.ENOENT) {
-			break
+	for _, dir := range []string{w.cgroupDir(), w.ioDir()} {
+		for {
+			err := unix.Rmdir(dir)
+			if err == nil || errors.Is(err, unix.ENOENT) {
+				break
+			}
+			if time.Now().After(deadline) {
+				w.t.Errorf("remove cgroup %s: %v", dir, err)
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
 		}
-		if time.Now().After(deadline) {
-			w.t.Errorf("remove cgroup %s: %v", w.cgroup, err)
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	if err := os.RemoveAll(w.dir); err != nil {
 		w.t.Errorf("remove the world: %v", err)
@@ -342,6 +349,10 @@ func (w *world) scrub() {
 			_ = os.Remove(filepath.Join(d, w.id, e.Name()))
 		}
 		_ = os.Remove(filepath.Join(d, w.id))
+	}
+	if b, err := os.ReadFile(rulesFile); err == nil && len(b) < 1<<20 {
+		lines := slices.DeleteFunc(strings.SplitAfter(string(b), "\n"), func(line string) bool { return w.ownRule(ruleKey + line) })
+		_ = os.WriteFile(rulesFile, []byte(strings.Join(lines, "")), 0o600)
 	}
 	_ = filepath.WalkDir("/run/syscontainer-tools", func(p string, d fs.DirEntry, err error) error {
 		if err == nil && strings.Contains(d.Name(), w.id) {

@@ -17,7 +17,7 @@ import (
 )
 
 const usage = `usage: payload init [ADDRESS] | hold ROOT | mountinfo | stat PATH | ls PATH | read PATH [N] | write PATH TEXT` +
-	` | openw PATH | remount-rw PATH` + networkUsage
+	` | openw PATH | remount-rw PATH` + directUsage + networkUsage
 
 var errUsage = errors.New(usage)
 
@@ -52,6 +52,8 @@ func run(args []string) error {
 		return openWrite(args[1])
 	case match(args, "remount-rw", 1):
 		return remountWritable(args[1])
+	case match(args, "direct", 4):
+		return direct(args[1], args[2], args[3], args[4])
 	}
 	return network(args)
 }
