@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"isula.org/syscontainer-hooks/pkg/udev"
 )
@@ -87,5 +88,94 @@ func TestLimitNumbersAreSaved(t *testing.T) {
 	require.NotContains(t, string(saved), `"minor":99`)
 	require.Equal(t, 4, strings.Count(string(saved), right))
 	require.Equal(t, 4, strings.Count(string(saved), `"later":{"x":1}`))
+	require.Equal(t, result{}, s.hook("", "poststop"))
+}
+
+// Rules of an earlier time go though the container has no disk any more: the disk's name may be another one's by now.
+func TestRulesOfNoDisk(t *testing.T) {
+	s := newScene(t, false)
+	require.NoError(t, udev.Add(t.Context(), udev.Rule{Disk: "sdq", Path: "/dev/sdq", ID: s.ID}))
+	require.NoError(t, os.Remove(filepath.Join(s.Bundle, "device_hook.json")))
+	require.Equal(t, result{}, s.hook("", "prestart"))
+	require.NotContains(t, readRules(t), s.ID)
+	require.Equal(t, result{}, s.hook("", "poststop"))
+}
+
+// Others hold the lock of the rules, or have made them untrusted: a container without a disk starts, stops and starts again, and
+// what a container with a disk leaves is removed but for the rules.
+func TestForeignRulesTrouble(t *testing.T) {
+	trouble := map[string]func(t *testing.T){
+		"others can write the file": func(t *testing.T) {
+			require.NoError(t, os.Chmod(udev.RulesFile, 0o666))
+			t.Cleanup(func() { require.NoError(t, os.Chmod(udev.RulesFile, 0o600)) })
+		},
+		"lock is held": func(t *testing.T) {
+			lock, err := os.OpenFile(udev.LockFile, os.O_RDWR, 0)
+			require.NoError(t, err)
+			require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+			t.Cleanup(func() { lock.Close() })
+		},
+	}
+	for name, begin := range trouble {
+		t.Run(name, func(t *testing.T) {
+			warm(t)
+			withDisk, without := newScene(t, false), newScene(t, false)
+			require.NoError(t, os.Remove(filepath.Join(without.Bundle, "device_hook.json")))
+			require.Equal(t, result{}, without.hook("", "prestart"))
+			require.Equal(t, result{}, withDisk.hook("", "prestart"))
+			t.Run("", func(t *testing.T) {
+				begin(t)
+				without.Stop()
+				require.Contains(t, stopped(t, without), "remove udev rules: ")
+				without.Start()
+				require.Equal(t, result{}, without.hook("", "prestart"))
+				withDisk.Stop()
+				require.Contains(t, stopped(t, withDisk), "remove udev rules: ")
+				require.NoFileExists(t, filepath.Join(journalDir, withDisk.ID))
+				require.NotContains(t, strings.Join(showNetwork(t), ""), "link-netnsid")
+				withDisk.Start()
+				got := withDisk.hook("", "prestart")
+				require.Equal(t, exitFailed, got.code)
+				require.Contains(t, got.stderr, "write udev rules: ")
+				require.NoFileExists(t, filepath.Join(journalDir, withDisk.ID))
+			})
+			require.Contains(t, readRules(t), withDisk.ID)
+			require.Equal(t, result{}, withDisk.hook("", "prestart"))
+			require.Equal(t, result{}, withDisk.hook("", "poststop"))
+			require.NotContains(t, readRules(t), withDisk.ID)
+		})
+	}
+}
+
+// stopped gives what a poststop says that ends as all of them do.
+func stopped(t *testing.T, s *scene) string {
+	t.Helper()
+	got := s.hook("", "poststop")
+	require.Equal(t, exitOK, got.code)
+	return got.stderr
+}
+
+// A node that no driver has behind it is restored, and gets no rule.
+func TestNodeWithoutDriver(t *testing.T) {
+	s := newScene(t, false)
+	node := filepath.Join(s.source, "node")
+	require.NoError(t, unix.Mknod(node, unix.S_IFBLK|0o600, int(unix.Mkdev(7, 4321))))
+	record := fmt.Sprintf(`{"deviceToAdd":[{"Type":"b","Minor":4321,"Major":7,"PathOnHost":%q,"PathInContainer":"/dev/late",`+
+		`"CgroupPermissions":"r","Parent":""}]}`, node)
+	require.NoError(t, os.WriteFile(filepath.Join(s.Bundle, "device_hook.json"), []byte(record), 0o600))
+	require.Equal(t, result{}, s.hook("", "prestart"))
+	require.Equal(t, result{}, s.hook("", "poststop"))
+}
+
+// A kernel that has no timer to give is no reason to do nothing.
+func TestWithoutKernelTimer(t *testing.T) {
+	s := newScene(t, false)
+	cmd := hookCommand(t, "", s.State(), "-log", s.log, "-state", "prestart")
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd.Path, cmd.Args = "/usr/bin/prlimit", append([]string{"prlimit", "--sigpending=0", self}, cmd.Args[1:]...)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, readRules(t), s.ID)
 	require.Equal(t, result{}, s.hook("", "poststop"))
 }

@@ -18,16 +18,18 @@ type sysctls struct {
 	beforeLate     []sysctl.Setting
 }
 
-// planModules takes the modules that the container's environment asks for. Whoever makes images decides on that, so the host may
-// have a list of what is possible.
-func (r *restoration) planModules() (err error) {
-	if r.modules, err = modules.FromEnv(r.container.Spec.Process.Env); err != nil {
+// loadModules loads the modules that the container's environment asks for, before the devices that they may make are looked for.
+// Whoever makes images decides on that environment, so the host may have a list of what is possible.
+func (r *restoration) loadModules(ctx context.Context) error {
+	names, err := modules.FromEnv(r.container.Spec.Process.Env)
+	if err != nil {
 		return err
 	}
-	return modules.CheckAllowed(r.modules)
+	if err := modules.CheckAllowed(names); err != nil {
+		return err
+	}
+	return modules.Load(ctx, names)
 }
-
-func (r *restoration) loadModules(ctx context.Context) error { return modules.Load(ctx, r.modules) }
 
 // planSysctls is for containers with a user namespace, where the runtime's own attempt may be refused. In others it is enough.
 func (r *restoration) planSysctls() (err error) {

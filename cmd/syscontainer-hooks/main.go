@@ -1,7 +1,8 @@
 //go:build linux
 
 // Syscontainer-hooks is an OCI hook. At prestart it gives a system container back what was added to it while it ran before:
-// devices, shared host paths, network interfaces and routes. At poststop it removes what the container leaves on the host.
+// devices and I/O limits, shared host paths, network interfaces and routes. At poststop it removes what the container leaves on
+// the host.
 package main
 
 import (
@@ -94,21 +95,18 @@ func (p *program) run(args []string, stdin *os.File, stdout, stderr io.Writer) i
 		fmt.Fprintln(stderr, oneLine("syscontainer-hooks: "+p.describe(err)))
 		p.log().Error(err)
 	}
-	if p.limits, err = newLimits(opts.timeout); err != nil {
-		fail(err)
-		return failure
-	}
+	p.context = newContext(opts.timeout)
 	// Even taking back can hang, in a system call on a dead file server. What is left then is in the journal.
 	var outcome sync.Once
 	giveUp := func() {
 		time.Sleep(undoTimeout + time.Second)
 		outcome.Do(func() {
-			fmt.Fprintln(stderr, "syscontainer-hooks: given up:", context.Cause(p.limits))
+			fmt.Fprintln(stderr, "syscontainer-hooks: given up:", context.Cause(p.context))
 			os.Exit(failure)
 		})
 	}
-	defer context.AfterFunc(p.limits.Context, giveUp)()
-	err = protect(func() error { return stage(p.limits, stdin) })
+	defer context.AfterFunc(p.context.Context, giveUp)()
+	err = protect(func() error { return stage(p.context, stdin) })
 	status := exitOK
 	outcome.Do(func() {
 		if err != nil {

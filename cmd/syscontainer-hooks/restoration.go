@@ -35,7 +35,6 @@ type restoration struct {
 
 	rules, rulesBefore []udev.Rule // of this container
 	rulesWritten       bool
-	modules            []string
 	sysctls            sysctls
 
 	network  *network.Network
@@ -101,6 +100,9 @@ func (r *restoration) cleanUp(ctx context.Context) error {
 	if err := r.takeBack(ctx, earlier, live); err != nil {
 		return err
 	}
+	if r.rulesLeft != nil {
+		r.log().Warn(r.rulesLeft)
+	}
 	r.cleaned = true
 	return r.journal.Clear()
 }
@@ -112,7 +114,6 @@ func (r *restoration) plan(ctx context.Context) error {
 	var finder device.Finder
 	defer finder.Close()
 	for _, plan := range []func() error{
-		r.planModules,
 		r.planSysctls,
 		r.planBinds,
 		func() error { return r.planDevices(&finder) },
@@ -146,8 +147,12 @@ func (r *restoration) finish(context.Context) error {
 	if err := r.deviceContainer().Commit(r.intent.Nodes); err != nil {
 		r.log().Error("drop what the nodes have replaced: ", err)
 	}
-	if devices, paths, nics := len(r.record.Devices), len(r.record.Binds), len(r.intent.Interfaces); devices+paths+nics > 0 {
-		r.log().Infof("restored %d devices, %d shared paths, %d network interfaces", devices, paths, nics)
+	limits := 0
+	for _, list := range limitLists(r.record) {
+		limits += len(list.entries)
+	}
+	if devices, paths, nics := len(r.record.Devices), len(r.record.Binds), len(r.intent.Interfaces); devices+limits+paths+nics > 0 {
+		r.log().Infof("restored %d devices, %d I/O limits, %d shared paths, %d network interfaces", devices, limits, paths, nics)
 	}
 	return nil
 }

@@ -26,9 +26,9 @@ func (r *restoration) restoreSteps() []pipeline.Step {
 	return []pipeline.Step{
 		{Name: "clean up after an earlier run", Do: r.cleanUp, NoUndo: "what is left over stays removed"},
 		{Name: "read record", Do: r.readRecord, NoUndo: "changes nothing"},
+		{Name: "load kernel modules", Do: r.loadModules, NoUndo: "others may use them by now"},
 		{Name: "plan", Do: r.plan, NoUndo: "changes nothing"},
 		{Name: "write journal", Do: r.writeJournal, NoUndo: "cleared when all else is taken back"},
-		{Name: "load kernel modules", Do: r.loadModules, NoUndo: "others may use them by now"},
 		{Name: "prepare shared paths", Do: r.attachBase, Undo: r.detachBase},
 		{Name: "make host directories", Do: r.makeSources, Undo: r.removeSources},
 		{Name: "share host paths", Do: r.attachBinds, Undo: r.detachBinds},
@@ -50,7 +50,6 @@ func (r *restoration) restoreSteps() []pipeline.Step {
 func (r *restoration) removeSteps() []pipeline.Step {
 	return []pipeline.Step{
 		{Name: "note removal", Do: r.noteRemoval, NoUndo: "removal"},
-		{Name: "remove udev rules", Do: r.removeRules, NoUndo: "removal"},
 		{Name: "delete routes", Do: r.deleteRoutes, NoUndo: "removal"},
 		{Name: "remove network interfaces", Do: r.removeInterfaces, NoUndo: "removal"},
 		{Name: "unpin network namespace", Do: r.unpinNetwork, NoUndo: "removal"},
@@ -60,6 +59,7 @@ func (r *restoration) removeSteps() []pipeline.Step {
 		{Name: "remove mount points", Do: r.detachBinds, NoUndo: "removal"},
 		{Name: "remove host directories", Do: r.removeSources, NoUndo: "removal"},
 		{Name: "remove shared paths", Do: r.detachBase, NoUndo: "removal"},
+		{Name: "remove udev rules", Do: r.removeRules, NoUndo: "removal"}, // last: others can hold it up
 	}
 }
 
@@ -73,8 +73,9 @@ type program struct {
 
 	recordDir string // "" when there is no record
 
-	limits     *limits
+	context    *runContext
 	undoFailed bool
+	rulesLeft  error // why there are still udev rules after a removal
 	// interpose lets tests of this package put faults between the steps; nil in the program.
 	interpose func([]pipeline.Step) []pipeline.Step
 }
@@ -89,8 +90,8 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 		return err
 	}
 	if p.recordDir != "" {
-		p.limits.keepTime()
-		p.limits.startCatching()
+		p.context.keepTime()
+		p.context.startCatching()
 	}
 	spec, err := hookstate.LoadSpec(p.state.Bundle)
 	if err != nil {
@@ -102,9 +103,9 @@ func (p *program) prestart(ctx context.Context, stdin *os.File) error {
 	}
 	defer container.Close()
 	if p.recordDir != "" {
-		p.limits.catch()
+		p.context.catch()
 	} else {
-		p.limits.ignoreSignals()
+		p.context.ignoreSignals()
 	}
 	if err := p.lock(ctx); err != nil {
 		return err
@@ -138,12 +139,13 @@ func (p *program) poststop(ctx context.Context, stdin *os.File) error {
 	}
 	var recordErr error
 	if p.recordDir, recordErr = p.findRecord(); p.recordDir != "" {
-		p.limits.keepTime()
+		p.context.keepTime()
 	}
-	if err := errors.Join(recordErr, p.takeBack(ctx, earlier, nil)); err != nil {
-		return err
+	err := errors.Join(recordErr, p.takeBack(ctx, earlier, nil))
+	if err == nil {
+		err = p.journal.Clear()
 	}
-	return p.journal.Clear()
+	return errors.Join(err, p.rulesLeft)
 }
 
 // begin does what all stages start with.

@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 
 	"isula.org/syscontainer-hooks/pkg/device"
 	"isula.org/syscontainer-hooks/pkg/udev"
@@ -17,28 +19,42 @@ func (r *restoration) planRules() error {
 			continue
 		}
 		disk, whole, err := udev.WholeDisk(node.Major, node.Minor)
-		if err != nil {
-			return err
-		}
-		if !whole {
-			continue
+		if errors.Is(err, os.ErrNotExist) || err == nil && !whole {
+			continue // a node that no driver has behind it yet is no disk either
 		}
 		rule := udev.Rule{Disk: disk, Path: node.Path, ID: r.state.ID}
-		if err := rule.Validate(); err != nil {
-			return fmt.Errorf("udev rule for disk %s: %w", disk, err)
+		if err == nil {
+			err = rule.Validate()
+		}
+		if err != nil {
+			return fmt.Errorf("device %s: %w", node.Path, err)
 		}
 		r.rules = append(r.rules, rule)
 	}
 	return nil
 }
 
-// writeRules needs nothing in the journal: a container's rules are known by its id.
-func (r *restoration) writeRules(ctx context.Context) (err error) {
-	if len(r.rules) == 0 {
+// setRules takes a udevd that cannot be told for no failure: it notices by itself, if later.
+func (r *restoration) setRules(ctx context.Context, rules []udev.Rule) (before []udev.Rule, err error) {
+	before, err = udev.Set(ctx, r.state.ID, rules)
+	if errors.Is(err, udev.ErrNotTold) {
+		r.log().Warn(err)
+		err = nil
+	}
+	return before, err
+}
+
+// writeRules needs nothing in the journal: a container's rules are known by its id. Those of an earlier time go, also when the
+// container has no disk any more: the name may be another disk's by now.
+func (r *restoration) writeRules(ctx context.Context) error {
+	before, err := r.setRules(ctx, r.rules)
+	if err == nil {
+		r.rulesBefore, r.rulesWritten = before, true
+	}
+	if err != nil && len(r.rules) == 0 {
+		r.log().Warn(err)
 		return nil
 	}
-	r.rulesWritten = true
-	r.rulesBefore, err = udev.Set(ctx, r.state.ID, r.rules)
 	return err
 }
 
@@ -46,12 +62,15 @@ func (r *restoration) restoreRules(ctx context.Context) error {
 	if !r.rulesWritten {
 		return nil
 	}
-	_, err := udev.Set(ctx, r.state.ID, r.rulesBefore)
+	_, err := r.setRules(ctx, r.rulesBefore)
 	return err
 }
 
-// removeRules removes those too that were added while the container ran, whatever has become of their disks.
+// removeRules removes those too that were added while the container ran, whatever has become of their disks. What cannot be
+// removed is no reason to keep a journal, and with it the container from starting: the next start finds it by the id.
 func (r *restoration) removeRules(ctx context.Context) error {
-	_, err := udev.Set(ctx, r.state.ID, nil)
-	return err
+	if _, err := r.setRules(ctx, nil); err != nil {
+		r.rulesLeft = fmt.Errorf("remove udev rules: %w", err)
+	}
+	return nil
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // ErrCgroupV2 is the cause when only a version 2 cgroup governs the container's devices or I/O.
-var ErrCgroupV2 = errors.New("a version 2 cgroup governs the container's devices or I/O, which is not supported yet; " +
+var ErrCgroupV2 = errors.New("cgroup v2 governs the container's devices or I/O, which is not supported yet; " +
 	"use the cgroup v1 controllers devices and blkio, or remove the devices and I/O limits from the record")
 
 // Access is what a container may do with a device: a set of Read, Write and Mknod.

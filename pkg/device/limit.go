@@ -92,6 +92,10 @@ func (t limitTable) holds(limit Limit) bool {
 
 // IOCgroup is a container's cgroup as far as it limits I/O. Today that is a cgroup of the version 1 blkio controller; version 2
 // gets the same methods.
+//
+// In version 1 a limit is for the processes in this very cgroup, not for those in cgroups below it: a container that can make
+// one there can get away from it. Of writes, it is for those that go to the disk directly or at an fsync(2), since the kernel
+// writes the others back on its own account.
 type IOCgroup struct {
 	dir *os.File
 	sys string // where sysfs is
@@ -161,7 +165,7 @@ func checkLimits(limits []Limit, disks *disks) ([]Limit, error) {
 		err := limit.check()
 		value, twice := values[limit.key()]
 		if err == nil && twice && value != limit.Value {
-			err = fmt.Errorf("it is also to be %d", value)
+			err = fmt.Errorf("it is also to be %d; leave one of them", value)
 		}
 		if disk := limit.disk(); err == nil && !whole[disk] {
 			err = disks.checkWhole(disk)

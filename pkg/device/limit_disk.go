@@ -126,7 +126,7 @@ func (c *IOCgroup) checkWeight(limit Limit, disks *disks) error {
 	}
 	switch {
 	case scheduler == "":
-		return fmt.Errorf("I/O limit %s: it can have no I/O scheduler; give a weight to the disks below it", disks.name(limit))
+		return fmt.Errorf("I/O limit %s: it has no I/O scheduler, so that it can have no weight", disks.name(limit))
 	case scheduler != needed:
 		return fmt.Errorf("I/O limit %s: its I/O scheduler is %s, which knows no weights; choose %s first: "+
 			"echo %s > /sys/block/%s/queue/scheduler",

@@ -16,6 +16,10 @@ import (
 	"isula.org/syscontainer-hooks/internal/command"
 )
 
+// ErrNotTold is the cause when the rules are changed, but udevd could not be told. It looks for changed rules by itself when an
+// event comes, though not more often than every three seconds.
+var ErrNotTold = errors.New("udevd could not be told to reload its rules, and will notice later")
+
 const (
 	controlSocket = "/run/udev/control"
 	reloadLock    = "udevd_reload.lock" // beside LockFile
@@ -30,15 +34,17 @@ func reload(ctx context.Context) error {
 	case errors.Is(err, unix.ENOENT), err == nil && stat.Mode&unix.S_IFMT != unix.S_IFSOCK:
 		return nil
 	case err != nil:
-		return fmt.Errorf("look for udevd: stat %s: %w", controlSocket, err)
+		return fmt.Errorf("%w: stat %s: %w", ErrNotTold, controlSocket, err)
 	}
-	turn, err := waitForTurn(ctx)
+	limited, cancel := context.WithTimeoutCause(ctx, reloadLimit, command.ErrTimeout)
+	defer cancel()
+	turn, err := waitForTurn(limited)
 	if err == nil {
 		defer turn.Close()
-		err = tellTwice(ctx)
+		err = tellTwice(limited)
 	}
 	if err != nil {
-		return fmt.Errorf("tell udevd to reload its rules: %w", err)
+		return fmt.Errorf("%w: %w", ErrNotTold, err)
 	}
 	return nil
 }
@@ -56,10 +62,8 @@ func waitForTurn(ctx context.Context) (*os.File, error) {
 // tellTwice does so since udevd ignores a message that comes between its accept(2) and its setsockopt(2) for credentials, which
 // udevadm(8) takes for success: on a busy machine that happens to one in a thousand. The second one costs udevd next to nothing.
 func tellTwice(ctx context.Context) error {
-	limited, cancel := context.WithTimeoutCause(ctx, reloadLimit, command.ErrTimeout)
-	defer cancel()
 	for range 2 {
-		if err := tell(limited); err != nil {
+		if err := tell(ctx); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,16 +19,15 @@ import (
 )
 
 const (
-	maxSize = 16 << 20 // of the file: some 80,000 rules
+	maxSize   = 16 << 20 // of the file: some 80,000 rules
+	lockLimit = 5 * time.Second
 	// temp is what package atomicfile has a new file under until it is whole; udev reads only what ends in ".rules".
 	temp = ".99-syscontainer-tools.rules.tmp"
 )
 
 // Set makes rules the only ones of the container, and gives those that it had, for a caller who wants to put them back; but not
-// rules that Validate refuses. Nothing is written when nothing changes. It waits for the lock until ctx is done.
-//
-// An error may come after the change: udevd could not be told. By itself it looks for changed rules no more often than every
-// three seconds, and only when an event comes.
+// rules that Validate refuses. Nothing is written when nothing changes. It waits for the lock until ctx is done, and not longer
+// than 5 seconds. After an error nothing has changed, unless that is ErrNotTold.
 func Set(ctx context.Context, id string, rules []Rule) (before []Rule, err error) {
 	if err := errors.Join(checkID(id), validate(rules)); err != nil {
 		return nil, err
@@ -48,8 +48,7 @@ func Set(ctx context.Context, id string, rules []Rule) (before []Rule, err error
 	return before, err
 }
 
-// Add adds rules to those that their containers have. A rule that is there is no error. It waits for the lock until ctx is done.
-// For an error after the change see [Set].
+// Add adds rules to those that their containers have. A rule that is there is no error. For the lock and errors see [Set].
 func Add(ctx context.Context, rules ...Rule) error {
 	if err := validate(rules); err != nil {
 		return err
@@ -60,15 +59,14 @@ func Add(ctx context.Context, rules ...Rule) error {
 	return err
 }
 
-// Remove removes rules. One that is not there is no error. It waits for the lock until ctx is done. For an error after the change
-// see [Set].
+// Remove removes rules. One that is not there is no error. For the lock and errors see [Set].
 func Remove(ctx context.Context, rules ...Rule) error {
 	_, err := replacing(rules).carryOut(ctx)
 	return err
 }
 
-// List gives the rules of all containers, in the order of the file, with what a line has of a container's id. It waits for the
-// lock until ctx is done, since syscontainer-tools writes into the file that is there.
+// List gives the rules of all containers, in the order of the file, with what a line has of a container's id. It takes the lock
+// too, since syscontainer-tools writes into the file that is there.
 func List(ctx context.Context) ([]Rule, error) {
 	var rules []Rule
 	err := locked(ctx, false, func(_ *os.File, content []byte) error {
@@ -129,10 +127,10 @@ func (c *change) carryOut(ctx context.Context) (had []Rule, err error) {
 // locked calls f with the directory and the content of the file, or with what a new file begins with, under the lock. Without
 // create, a file that is not there is no reason to call f, and no lock is made for it.
 func locked(ctx context.Context, create bool, f func(dir *os.File, content []byte) error) error {
-	dir, err := openDir(create)
-	if errors.Is(err, fs.ErrNotExist) && !create {
+	if !create && !written() {
 		return nil
 	}
+	dir, err := openDir()
 	if err != nil {
 		return fmt.Errorf("open directory of udev rules: %w", err)
 	}
@@ -142,7 +140,9 @@ func locked(ctx context.Context, create bool, f func(dir *os.File, content []byt
 		return fmt.Errorf("lock udev rules: %w", err)
 	}
 	defer lockDir.Close()
-	lock, err := atomicfile.Lock(ctx, lockDir, filepath.Base(LockFile))
+	limited, cancel := context.WithTimeoutCause(ctx, lockLimit, fmt.Errorf("not released within %s", lockLimit))
+	defer cancel()
+	lock, err := atomicfile.Lock(limited, lockDir, filepath.Base(LockFile))
 	if err != nil {
 		return fmt.Errorf("lock udev rules: %w", err)
 	}
@@ -165,20 +165,24 @@ func locked(ctx context.Context, create bool, f func(dir *os.File, content []byt
 	return f(dir, content)
 }
 
-// openDir opens the directory of the rules. Without create it has to have the file, or what a killed writer has left of it.
-func openDir(create bool) (*os.File, error) {
-	path := filepath.Dir(RulesFile)
-	if create {
-		if err := os.MkdirAll(path, 0o755); err != nil {
-			return nil, err
+// written tells whether there is a file, or what a killed writer has left of it: whatever is there, also when that cannot be told.
+func written() bool {
+	for _, name := range []string{filepath.Base(RulesFile), temp} {
+		var stat unix.Stat_t
+		err := unix.Lstat(filepath.Dir(RulesFile)+"/"+name, &stat)
+		if !errors.Is(err, unix.ENOENT) {
+			return true
 		}
 	}
-	dir, err := atomicfile.OpenDir(path)
-	if err == nil && !create && !exists(dir, filepath.Base(RulesFile)) && !exists(dir, temp) {
-		dir.Close()
-		err = fs.ErrNotExist
+	return false
+}
+
+func openDir() (*os.File, error) {
+	path := filepath.Dir(RulesFile)
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return nil, err
 	}
-	return dir, err
+	return atomicfile.OpenDir(path)
 }
 
 // exists is true for whatever has the name, and when that cannot be told.

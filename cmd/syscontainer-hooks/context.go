@@ -21,12 +21,12 @@ var endSignals = []os.Signal{unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGTER
 // ignoreSignals is for a run that is to come to its end. It costs next to nothing.
 func ignoreSignals() { signal.Ignore(endSignals...) }
 
-// limits is the context of a run: it ends at the time limit and at a signal.
+// runContext is the context of a run: it ends at the time limit and at a signal.
 //
 // To watch for either takes the runtime as long as half of a short run. So a run that has only the shared paths to see to, in a
 // fraction of a millisecond, ignores signals and is as if they had come right after it, and just looks at the clock between the
 // steps. It begins to watch where it has to wait, and the kernel kills what hangs all the same.
-type limits struct {
+type runContext struct {
 	context.Context
 	end      context.CancelCauseFunc
 	timeout  time.Duration
@@ -37,61 +37,64 @@ type limits struct {
 	caught         chan struct{} // closed once signals are
 }
 
-func newLimits(timeout time.Duration) (*limits, error) {
-	l := &limits{timeout: timeout, deadline: time.Now().Add(timeout), caught: make(chan struct{})}
-	l.Context, l.end = context.WithCancelCause(context.Background())
-	if err := kernel.KillAfter(timeout + 2*undoTimeout); err != nil {
-		return nil, fmt.Errorf("limit the time of the run: %w", err)
+func newContext(timeout time.Duration) *runContext {
+	c := &runContext{timeout: timeout, deadline: time.Now().Add(timeout), caught: make(chan struct{})}
+	c.Context, c.end = context.WithCancelCause(context.Background())
+	if err := kernel.KillAfter(timeout + 2*undoTimeout); err != nil { // the user has too many signals waiting
+		c.keepTime()
 	}
-	return l, nil
+	return c
 }
 
 // Done is where whoever waits asks for the end.
-func (l *limits) Done() <-chan struct{} {
-	l.keepTime()
-	if l.ignoring {
-		l.catch()
+func (c *runContext) Done() <-chan struct{} {
+	c.keepTime()
+	if c.ignoring {
+		c.catch()
 	}
-	return l.Context.Done()
+	return c.Context.Done()
 }
 
-func (l *limits) Err() error {
-	if time.Now().After(l.deadline) {
-		l.timeUp()
+// Deadline is for whoever divides the time that is left.
+func (c *runContext) Deadline() (time.Time, bool) { return c.deadline, true }
+
+func (c *runContext) Err() error {
+	if time.Now().After(c.deadline) {
+		c.timeUp()
 	}
-	return l.Context.Err()
+	return c.Context.Err()
 }
 
-func (l *limits) timeUp() {
-	l.end(fmt.Errorf("not done within %s; -timeout sets another limit", l.timeout))
+func (c *runContext) timeUp() {
+	c.end(fmt.Errorf("not done within %s; -timeout sets another limit", c.timeout))
 }
 
 // keepTime ends the context in time even when nobody asks.
-func (l *limits) keepTime() {
-	l.timer.Do(func() { time.AfterFunc(time.Until(l.deadline), l.timeUp) })
+func (c *runContext) keepTime() {
+	c.timer.Do(func() { time.AfterFunc(time.Until(c.deadline), c.timeUp) })
 }
 
 // ignoreSignals makes signals no matter, until somebody waits.
-func (l *limits) ignoreSignals() {
+func (c *runContext) ignoreSignals() {
 	ignoreSignals()
-	l.ignoring = true
+	c.ignoring = true
 }
 
 // startCatching lets the runtime begin to catch signals, beside what changes nothing yet: until they are caught they just end the
 // process. It lasts to the very end: a signal that comes when all is done must not make it look undone.
-func (l *limits) startCatching() {
-	l.signals.Do(func() {
+func (c *runContext) startCatching() {
+	c.signals.Do(func() {
 		go func() {
-			c := make(chan os.Signal, 1)
-			signal.Notify(c, endSignals...)
-			close(l.caught)
-			l.end(fmt.Errorf("signal: %s", <-c))
+			received := make(chan os.Signal, 1)
+			signal.Notify(received, endSignals...)
+			close(c.caught)
+			c.end(fmt.Errorf("signal: %s", <-received))
 		}()
 	})
 }
 
 // catch returns when signals end the context and nothing else.
-func (l *limits) catch() {
-	l.startCatching()
-	<-l.caught
+func (c *runContext) catch() {
+	c.startCatching()
+	<-c.caught
 }
