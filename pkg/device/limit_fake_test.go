@@ -114,7 +114,7 @@ func TestSchedulers(t *testing.T) {
 		"unfit for cfq": {"noop [deadline] cfq\n", []string{cfq}, "echo cfq > /sys/block/sda/queue/scheduler"},
 		"no file yet":   {"[mq-deadline] none\n", nil, "echo bfq > /sys/block/sda/queue/scheduler"}, // it loads the module
 		"no file":       {"[bfq] none\n", nil, "the kernel does not have blkioWeight"},
-		"no choice":     {"none\n", []string{bfq}, "give a weight to the disks below it"},
+		"no choice":     {"none\n", []string{bfq}, "it has no I/O scheduler, so that it can have no weight"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
