@@ -19,11 +19,7 @@ import (
 	"isula.org/syscontainer-hooks/test/harness"
 )
 
-const (
-	ioRoot = "/sys/fs/cgroup/blkio"
-	// firstLoop is the number of the first loop device to try: far from what losetup(8) takes.
-	firstLoop = 5000
-)
+const ioRoot = "/sys/fs/cgroup/blkio"
 
 // throttleFiles are the files of the limits that every disk can have.
 var throttleFiles = map[device.LimitKind]string{
@@ -50,7 +46,7 @@ func newLimits(tb testing.TB, n int) *limits {
 	l := &limits{tb: tb, cgroup: filepath.Join(ioRoot, "bench-"+strconv.Itoa(os.Getpid()))}
 	disks := make([]device.Limit, n/len(throttleFiles))
 	for i := range disks {
-		disks[i] = newLoop(tb, filepath.Join(base, "disk"+strconv.Itoa(i)))
+		disks[i] = newLoop(tb)
 	}
 	for _, kind := range []device.LimitKind{device.ReadIOPS, device.WriteIOPS, device.ReadBPS, device.WriteBPS} {
 		for i, limit := range disks {
@@ -63,47 +59,12 @@ func newLimits(tb testing.TB, n int) *limits {
 	return l
 }
 
-// newLoop makes a loop device of a file and gives its numbers.
-func newLoop(tb testing.TB, file string) device.Limit {
+// newLoop makes a loop device and gives its numbers.
+func newLoop(tb testing.TB) device.Limit {
 	tb.Helper()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	host, err := device.Lookup(harness.NewLoop(tb, "", 1<<20))
 	require.NoError(tb, err)
-	number := firstLoop
-	for {
-		err = unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_ADD, number)
-		if err != unix.EEXIST { //nolint:errorlint // a bare errno, straight from the system call
-			break
-		}
-		number++
-	}
-	require.NoError(tb, err)
-	tb.Cleanup(func() {
-		require.NoError(tb, unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number))
-		control.Close()
-	})
-	// Without a file it would be free for losetup(8).
-	backing, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
-	require.NoError(tb, err)
-	defer backing.Close()
-	require.NoError(tb, backing.Truncate(1<<20))
-	loop, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", number), os.O_RDWR, 0)
-	require.NoError(tb, err)
-	defer loop.Close()
-	require.NoError(tb, unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{Fd: uint32(backing.Fd())}))
-	tb.Cleanup(func() { require.NoError(tb, detach(loop.Name())) })
-
-	var stat unix.Stat_t
-	require.NoError(tb, unix.Fstat(int(loop.Fd()), &stat))
-	return device.Limit{Major: unix.Major(stat.Rdev), Minor: unix.Minor(stat.Rdev)}
-}
-
-func detach(path string) error {
-	loop, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer loop.Close()
-	return unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0)
+	return device.Limit{Major: host.Major, Minor: host.Minor}
 }
 
 // inCgroup calls f while the cgroup is there. A container's cgroup is new at each start.
