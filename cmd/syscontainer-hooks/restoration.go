@@ -33,9 +33,9 @@ type restoration struct {
 	nodes   []device.Node // of the record's devices
 	renewed map[string]numbers
 
-	rules, rulesBefore []udev.Rule // of this container
-	rulesWritten       bool
-	sysctls            sysctls
+	rules       []udev.Rule // of this container
+	rulesBefore []udev.Rule // nil as long as they cannot have been changed
+	sysctls     sysctls
 
 	network  *network.Network
 	pinned   *os.File // the namespace that network is of, when it is not the container's own handle

@@ -47,10 +47,8 @@ func (r *restoration) setRules(ctx context.Context, rules []udev.Rule) (before [
 // writeRules needs nothing in the journal: a container's rules are known by its id. Those of an earlier time go, also when the
 // container has no disk any more: the name may be another disk's by now.
 func (r *restoration) writeRules(ctx context.Context) error {
-	before, err := r.setRules(ctx, r.rules)
-	if err == nil {
-		r.rulesBefore, r.rulesWritten = before, true
-	}
+	var err error
+	r.rulesBefore, err = r.setRules(ctx, r.rules)
 	if err != nil && len(r.rules) == 0 {
 		r.log().Warn(err)
 		return nil
@@ -59,7 +57,7 @@ func (r *restoration) writeRules(ctx context.Context) error {
 }
 
 func (r *restoration) restoreRules(ctx context.Context) error {
-	if !r.rulesWritten {
+	if r.rulesBefore == nil {
 		return nil
 	}
 	_, err := r.setRules(ctx, r.rulesBefore)

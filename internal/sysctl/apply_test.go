@@ -89,7 +89,7 @@ var allKinds = map[string]string{
 	"kernel.msgmax":                      "9000",
 	"kernel.msgmni":                      "123",
 	"kernel.sem":                         "300 40000 50 200",
-	"kernel.sem_next_id":                 "7",
+	"kernel.msg_next_id":                 "7",
 	"fs.mqueue.msg_max":                  "11",
 	"fs.mqueue.queues_max":               "33",
 	"net.ipv4.tcp_congestion_control":    "reno",
@@ -157,8 +157,8 @@ func TestApply(t *testing.T) {
 			require.Empty(t, missing)
 			got = read(t, n, keys...)
 			if c.ipc {
-				require.Equal(t, "7", got["kernel.sem_next_id"], "nothing that can be taken back")
-				got["kernel.sem_next_id"] = "-1"
+				require.Equal(t, "7", got["kernel.msg_next_id"], "nothing that can be taken back")
+				got["kernel.msg_next_id"] = "-1"
 			}
 			require.Equal(t, old, got)
 			sameHost()

@@ -67,8 +67,8 @@ func newTarget(s Setting) (target, error) {
 	}
 	t := target{Setting: s, path: path, kind: kindOf(path)}
 	if err == nil && t.kind == wholeHost {
-		err = errors.New("not namespaced, a container cannot have it to itself: only net.*, kernel.shm*, kernel.msg*, kernel.sem, " +
-			"kernel.sem_next_id and fs.mqueue.* are possible; remove it from linux.sysctl, and set it on the host if need be")
+		err = errors.New("not namespaced, a container cannot have it to itself: only net.*, kernel.shm*, kernel.msg*, kernel.sem " +
+			"and fs.mqueue.* are possible; remove it from linux.sysctl, and set it on the host if need be")
 	}
 	if err != nil {
 		return target{}, fmt.Errorf("sysctl %.*q: %w", maxKey, s.Key, err)
@@ -130,7 +130,7 @@ func kindOf(path string) kind {
 		return wholeHost
 	}
 	name := parts[1]
-	if strings.HasPrefix(name, "shm") || strings.HasPrefix(name, "msg") || name == "sem" || name == "sem_next_id" {
+	if strings.HasPrefix(name, "shm") || strings.HasPrefix(name, "msg") || name == "sem" {
 		return ipc
 	}
 	return wholeHost

@@ -27,7 +27,7 @@ const (
 
 // Set makes rules the only ones of the container, and gives those that it had, for a caller who wants to put them back; but not
 // rules that Validate refuses. Nothing is written when nothing changes. It waits for the lock until ctx is done, and not longer
-// than 5 seconds. After an error nothing has changed, unless that is ErrNotTold.
+// than 5 seconds. With an error, before is nil as long as nothing can have changed; ErrNotTold comes when all is done.
 func Set(ctx context.Context, id string, rules []Rule) (before []Rule, err error) {
 	if err := errors.Join(checkID(id), validate(rules)); err != nil {
 		return nil, err
@@ -40,6 +40,9 @@ func Set(ctx context.Context, id string, rules []Rule) (before []Rule, err error
 		}
 	}
 	had, err := c.carryOut(ctx)
+	if had != nil {
+		before = []Rule{}
+	}
 	for _, r := range short(had) {
 		if r.Validate() == nil {
 			before = append(before, r)
@@ -101,12 +104,13 @@ func replacing(rules []Rule) *change {
 	return c
 }
 
-// carryOut changes the file, and tells udevd once others can have the lock again.
+// carryOut changes the file, and tells udevd once others can have the lock again. What the file had is nil until it is read.
 func (c *change) carryOut(ctx context.Context) (had []Rule, err error) {
 	changed := false
 	err = locked(ctx, len(c.want) > 0, func(dir *os.File, content []byte) error {
 		var edited []byte
 		edited, had, changed = c.apply(content)
+		had = append([]Rule{}, had...)
 		switch {
 		case !changed:
 			return nil

@@ -316,3 +316,23 @@ func TestConcurrent(t *testing.T) {
 	require.ElementsMatch(t, want, got)
 	require.Contains(t, readRules(t), header)
 }
+
+// What Set gives tells whether there is anything to take back.
+func TestBefore(t *testing.T) {
+	emptyHost(t)
+	rule := Rule{"sdb", "/dev/sdx", "c1"}
+	before, err := Set(t.Context(), "c1", nil)
+	require.NoError(t, err)
+	require.Nil(t, before, "there is no file")
+	before, err = Set(t.Context(), "c1", []Rule{rule})
+	require.NoError(t, err)
+	require.Equal(t, []Rule{}, before)
+	require.NoError(t, os.Chmod(RulesFile, 0o666))
+	before, err = Set(t.Context(), "c1", nil)
+	require.ErrorIs(t, err, atomicfile.ErrUntrusted)
+	require.Nil(t, before)
+	require.NoError(t, os.Chmod(RulesFile, 0o600))
+	before, err = Set(t.Context(), "c1", nil)
+	require.NoError(t, err)
+	require.Equal(t, []Rule{rule}, before)
+}

@@ -59,6 +59,25 @@ func TestEnvironment(t *testing.T) {
 	runPlain(t, rows)
 }
 
+// openMany opens what a runtime may leave open: directories, namespaces, and files to write to.
+func openMany(w *world) []*os.File {
+	w.t.Helper()
+	var files []*os.File
+	for range 12 {
+		for _, p := range []string{w.hd, "/proc/self/ns/net", w.hd + "/file"} {
+			mode := os.O_RDONLY
+			if p == w.hd+"/file" {
+				mode = os.O_RDWR
+			}
+			f, err := os.OpenFile(p, mode, 0)
+			require.NoError(w.t, err)
+			w.t.Cleanup(func() { f.Close() })
+			files = append(files, f)
+		}
+	}
+	return files
+}
+
 // TestDescriptors is STA-10: what the hook inherits is not written and changes nothing.
 func TestDescriptors(t *testing.T) {
 	begin(t, true)
@@ -66,19 +85,7 @@ func TestDescriptors(t *testing.T) {
 		w := newWorld(t, variant{})
 		w.record(goodRecord(w))
 		w.start()
-		var files []*os.File
-		for range 12 {
-			for _, p := range []string{w.hd, "/proc/self/ns/net", w.hd + "/file"} {
-				mode := os.O_RDONLY
-				if p == w.hd+"/file" {
-					mode = os.O_RDWR
-				}
-				f, err := os.OpenFile(p, mode, 0)
-				require.NoError(t, err)
-				defer f.Close()
-				files = append(files, f)
-			}
-		}
+		files := openMany(w)
 		canary := w.canary()
 		res := w.hook("prestart", run{files: files})
 		require.Zero(t, res.code, res)

@@ -262,19 +262,7 @@ func TestModuleDescriptors(t *testing.T) {
 	}
 	t.Run("STA-10/modprobe-inherited", func(t *testing.T) {
 		w := start(t)
-		var files []*os.File
-		for range 12 {
-			for _, p := range []string{w.hd, "/proc/self/ns/net", w.hd + "/file"} {
-				mode := os.O_RDONLY
-				if p == w.hd+"/file" {
-					mode = os.O_RDWR
-				}
-				f, err := os.OpenFile(p, mode, 0)
-				require.NoError(t, err)
-				defer f.Close()
-				files = append(files, f)
-			}
-		}
+		files := openMany(w)
 		canary := w.canary()
 		res := w.hook("prestart", run{files: files})
 		require.Zero(t, res.code, res)
